@@ -1,0 +1,45 @@
+"""The operations whose speed decides the package's: one definition, several backends each."""
+
+from __future__ import annotations
+
+import torch
+
+from oldrestore.ops import partial_nonlocal as _partial_nonlocal
+from oldrestore.ops import residual_block as _residual_block
+from oldrestore.ops._dispatch import set_backend
+from oldrestore.ops.partial_nonlocal import partial_nonlocal
+from oldrestore.ops.residual_block import residual_block
+
+__all__ = ["available", "describe", "partial_nonlocal", "residual_block", "set_backend"]
+
+_OPERATIONS = {
+    operation.name: operation
+    for operation in (_partial_nonlocal.OPERATION, _residual_block.OPERATION)
+}
+
+
+def available(name: str, device: torch.device | str = "cpu") -> list[str]:
+    """The backends of operation ``name`` that this installation can run on ``device``.
+
+    Fastest first; "reference" is always the last.
+
+    Raises:
+        ValueError: there is no operation of that name.
+    """
+    if name not in _OPERATIONS:
+        raise ValueError(f"name: expected one of {', '.join(_OPERATIONS)}; got {name!r}")
+    backends = _OPERATIONS[name].backends
+    return [b.name for b in backends if b.missing(torch.device(device)) is None]
+
+
+def describe(device: torch.device | str = "cpu") -> list[dict[str, str | None]]:
+    """What can run on ``device``: one row per operation and backend, fastest first.
+
+    Each row has "operation", "backend" and "missing": why it cannot run, or None if it can.
+    """
+    device = torch.device(device)
+    return [
+        {"operation": name, "backend": b.name, "missing": b.missing(device)}
+        for name, operation in _OPERATIONS.items()
+        for b in operation.backends
+    ]

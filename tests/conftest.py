@@ -1,0 +1,59 @@
+"""What all tests share: one thread, so that they run the same everywhere, and tiny networks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from oldrestore.config import RestorerConfig
+from oldrestore.mapping import MappingConfig
+from oldrestore.mask import DetectorConfig
+from oldrestore.pipeline import Restorer
+from oldrestore.tone import ToneConfig
+from oldrestore.vae import VAEConfig
+
+TINY = RestorerConfig(
+    vae=VAEConfig(latent_channels=8, half_channels=4, quarter_channels=8),
+    mapping=MappingConfig(
+        latent_channels=8,
+        channels=8,
+        blocks=1,
+        core_channels=8,
+        core_blocks=1,
+        attention_channels=4,
+        attention_block=2,
+        attention_halo=2,
+    ),
+    mask=DetectorConfig(channels=(4, 8), blocks=(1, 1)),
+    tone=ToneConfig(channels=(4, 8, 8, 8)),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def restorer() -> Restorer:
+    """Small untrained networks, each of which changes the photo."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny = Restorer(TINY, device="cpu")
+        # these layers start at zero
+        torch.nn.init.normal_(tiny.mapping.tail.weight, std=0.1)
+        torch.nn.init.normal_(tiny.tone_head.to_curve.weight, std=0.1)
+    tiny.tone_head.to_curve.bias[-1] = 5.0  # every photo is taken for faded
+    return tiny
+
+
+@pytest.fixture
+def weights(restorer: Restorer, tmp_path: Path) -> Path:
+    """The weights file of ``restorer``."""
+    path = tmp_path / "tiny.safetensors"
+    restorer.save(path, {"data": "none"})
+    return path

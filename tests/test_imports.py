@@ -1,0 +1,126 @@
+"""Imports point one way, are absolute, and leave heavy packages for those who need them."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import oldrestore
+
+PACKAGE = Path(oldrestore.__file__).parent
+NETWORKS = {"mask", "tone", "vae", "mapping"}
+LEAVES = {"checkpoint", "fill", "image", "perceptual", "photo_file"}
+BELOW_TRAINING = {"ops", "layers", "degradation", *NETWORKS, *LEAVES}
+
+# What each part of the package may import of the package. A part not named here fails the test.
+ALLOWED = {
+    "checkpoint": set(),
+    "fill": set(),
+    "perceptual": set(),
+    "photo_file": set(),
+    "image": {"photo_file"},
+    "ops": set(),
+    "layers": {"ops"},
+    "mask": {"ops", "layers"},
+    "tone": {"ops", "layers"},
+    "vae": {"ops", "layers"},
+    "mapping": {"ops", "layers"},
+    "pipeline": {"ops", "layers", *NETWORKS, *LEAVES} - {"perceptual"},
+    "degradation": {"ops"},
+    "evaluate": {"pipeline", "degradation", *LEAVES},
+    "train": {"pipeline", *BELOW_TRAINING},
+    "cli": {"", "pipeline", "evaluate", "train", *BELOW_TRAINING},
+    "": {"pipeline", "image"},
+}
+HEAVY = (
+    "cv2",
+    "cyclopts",
+    "oldrestore.degradation",
+    "oldrestore.train",
+    "rich",
+    "tensorboard",
+    "torchmetrics",
+    "triton",
+)
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: Path) -> str:
+    """The module or folder of the package that holds this file; "" for the package's own front."""
+    first = module.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py").replace("__init__", "")
+
+
+def imported(module: Path) -> Iterator[str]:
+    """Every module that the file imports, in dots; for ``from a import b`` both a and a.b."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative import"
+            assert node.module is not None
+            if node.module != "oldrestore":
+                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_parts(module: Path) -> set[str]:
+    """The parts of the package that the file imports, without its own."""
+    parts = set()
+    for name in imported(module):
+        package, *rest = name.split(".")
+        if package != "oldrestore":
+            continue
+        part = rest[0] if rest else ""
+        is_part = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
+        parts.add(part if is_part else "")
+    return parts - {part_of(module)}
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(module: Path) -> None:
+    assert own_parts(module) <= ALLOWED[part_of(module)]
+
+
+def test_the_rules_name_what_exists() -> None:
+    existing = {part_of(module) for module in modules()}
+    assert existing == set(ALLOWED)
+    for part, others in ALLOWED.items():
+        assert part not in others
+        assert others <= existing
+
+
+def test_the_parser_sees_every_form_of_import(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import oldrestore.a\nfrom oldrestore import b, c as d\n"
+        "def f():\n    from oldrestore.e.g import h\n"
+    )
+    names = set(imported(file))
+    assert {"oldrestore.a", "oldrestore.b", "oldrestore.c", "oldrestore.e.g"} <= names
+    file.write_text("from . import a\n")
+    with pytest.raises(AssertionError, match="relative import"):
+        list(imported(file))
+
+
+def test_modules_stay_readable() -> None:
+    lengths = {str(m): len(m.read_text(encoding="utf-8").splitlines()) for m in modules()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_importing_the_package_imports_nothing_heavy_and_prints_nothing() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import oldrestore;"
+        f"print(sorted(set({HEAVY!r}) & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
