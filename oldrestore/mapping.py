@@ -1,0 +1,90 @@
+"""MappingNetwork: latent of the old photo and its mask -> latent of the clean photo.
+
+Wan et al., CVPR 2020, section 3.2 and 3.3: residual blocks mend local defects, the partial nonlocal
+block fills structured damage from the undamaged rest, fused by the mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oldrestore.layers import Downsample, PartialNonlocal, Upsample, residual_blocks
+
+STRIDE_PX = 4  # pixels a latent cell is wide
+CELL_PX = 8  # pixels a cell of the nonlocal block is wide: photos are padded to multiples of it
+
+
+@dataclass(frozen=True)
+class MappingConfig:
+    """Layout of the mapping network.
+
+    latent_channels: channels of the latents, as in both VAEs.
+    channels, blocks: width and residual blocks at a quarter of the side, before and after the core.
+    core_channels, core_blocks: the same at an eighth, before and after the nonlocal block.
+    attention_channels: width of queries and keys.
+    attention_block, attention_halo: neighbourhood of the nonlocal block, in cells of 8 px.
+    """
+
+    latent_channels: int = 64
+    channels: int = 96
+    blocks: int = 2
+    core_channels: int = 128
+    core_blocks: int = 2
+    attention_channels: int = 32
+    attention_block: int = 8
+    attention_halo: int = 8
+
+    @property
+    def align_px(self) -> int:
+        """Tiles start at multiples of this: the nonlocal block's grid."""
+        return CELL_PX * self.attention_block
+
+    @property
+    def context_px(self) -> int:
+        """How far a latent cell can influence the output, in pixels."""
+        convolutions = STRIDE_PX * (2 + 4 * self.blocks) + CELL_PX * 4 * self.core_blocks
+        return convolutions + CELL_PX * (self.attention_block - 1 + self.attention_halo)
+
+
+class MappingNetwork(nn.Module):
+    """latent (B, C, H/4, W/4), mask (B, 1, H, W) -> latent; H and W multiples of 8.
+
+    ``use_nonlocal`` switches the partial nonlocal block off, to measure what it is worth.
+    """
+
+    def __init__(self, config: MappingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.use_nonlocal = True
+        width, core = config.channels, config.core_channels
+        mask_channels = STRIDE_PX**2
+        self.head = nn.Conv2d(config.latent_channels + mask_channels, width, 3, padding=1)
+        self.before = residual_blocks(width, config.blocks)
+        self.down = Downsample(width, core)
+        self.core_before = residual_blocks(core, config.core_blocks)
+        self.nonlocal_block = PartialNonlocal(
+            core,
+            config.attention_channels,
+            block=config.attention_block,
+            halo=config.attention_halo,
+        )
+        self.core_after = residual_blocks(core, config.core_blocks)
+        self.up = Upsample(core, width)
+        self.after = residual_blocks(width, config.blocks)
+        self.tail = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+        # both latent spaces start aligned (one VAE starts as the other): start as the identity
+        nn.init.zeros_(self.tail.weight)
+        assert self.tail.bias is not None
+        nn.init.zeros_(self.tail.bias)
+
+    def forward(self, latent: Tensor, mask: Tensor) -> Tensor:
+        local = self.head(torch.cat([latent, F.pixel_unshuffle(mask, STRIDE_PX)], dim=1))
+        local = self.before(local)
+        core = self.core_before(self.down(local))
+        if self.use_nonlocal:
+            core = self.nonlocal_block(core, F.max_pool2d(mask, CELL_PX))
+        local = local + self.up(self.core_after(core))
+        mapped: Tensor = latent + self.tail(self.after(local))
+        return mapped

@@ -1,0 +1,155 @@
+"""ToneHead: a small copy of the whole photo -> one tone curve that undoes its fading.
+
+Tone is apart from the restoring networks because it is ambiguous: inside a pixel loss its error
+drowns that of everything else. It is estimated once from the whole photo and applied to every pixel
+alike, so it can make no seams, invents nothing, and can be turned down or off.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+THUMBNAIL_PX = 64  # side of the square small copy
+BLACK_RANGE = 0.45  # black and white point move at most this far; of the [0, 1] range
+GAMMA_RANGE = 0.7  # |log gamma| at most
+SATURATION_RANGE = 1.1  # |log saturation| at most
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG
+SMALLEST_VALUE = 1e-4  # keeps the gradient of a power finite at black
+# a toned print is one curve through colour space: this much chroma may lie off it, of [0, 1]
+TONED_RESIDUAL = 0.015
+
+
+@dataclass(frozen=True)
+class ToneConfig:
+    """Layout of the tone head.
+
+    channels: width at 32, 16, 8 and 4 px.
+    """
+
+    channels: tuple[int, ...] = (24, 48, 96, 128)
+
+
+@dataclass(frozen=True)
+class ToneCurve:
+    """What was found in each photo, and undoes it: levels, gamma and saturation.
+
+        v = ((image - black) / (white - black)) ** gamma         per channel, in [0, 1]
+        out = luma(v) + saturation * (v - luma(v))
+
+    black, white, gamma: (B, 3). saturation: (B, 1). faded: (B, 1), probability that there is
+    fading to undo. (0, 1, 1, 1) is the identity.
+    """
+
+    black: Tensor
+    white: Tensor
+    gamma: Tensor
+    saturation: Tensor
+    faded: Tensor
+
+    def common(self, toned: Tensor) -> "ToneCurve":
+        """The curve with channels averaged where ``toned`` (B, 1): keeps grey grey, sepia sepia."""
+
+        def merge(x: Tensor) -> Tensor:
+            return torch.where(toned, x.mean(dim=1, keepdim=True).expand_as(x), x)
+
+        return ToneCurve(
+            merge(self.black),
+            merge(self.white),
+            merge(self.gamma),
+            torch.where(toned, torch.ones_like(self.saturation), self.saturation),
+            self.faded,
+        )
+
+
+class ToneHead(nn.Module):
+    """thumbnail (B, 3, 64, 64) in [-1, 1] -> ToneCurve. Starts as the identity."""
+
+    def __init__(self, config: ToneConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        width_in = 3
+        for width in config.channels:
+            layers += [
+                nn.Conv2d(width_in, width, 3, padding=1),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+            width_in = width
+        self.trunk = nn.Sequential(*layers)
+        self.hidden = nn.Linear(2 * width_in + 6, width_in)
+        self.to_curve = nn.Linear(width_in, 11)
+        nn.init.zeros_(self.to_curve.weight)
+        nn.init.zeros_(self.to_curve.bias)
+
+    def forward(self, thumbnail: Tensor) -> ToneCurve:
+        features = self.trunk(thumbnail)
+        darkest, brightest = thumbnail.amin(dim=(2, 3)), thumbnail.amax(dim=(2, 3))
+        pooled = [
+            features.mean(dim=(2, 3)),
+            features.amax(dim=(2, 3)),
+            darkest,
+            brightest,
+        ]
+        curve = self.to_curve(F.relu(self.hidden(torch.cat(pooled, dim=1))))
+        black, white, gamma, saturation, faded = curve.split((3, 3, 3, 1, 1), dim=1)
+        return ToneCurve(
+            black=BLACK_RANGE * black.tanh(),
+            white=1 - BLACK_RANGE * white.tanh(),
+            gamma=(GAMMA_RANGE * gamma.tanh()).exp(),
+            saturation=(SATURATION_RANGE * saturation.tanh()).exp(),
+            faded=faded.sigmoid(),
+        )
+
+
+def thumbnail(image: Tensor) -> Tensor:
+    """The small copy (B, 3, 64, 64) of whole photos (B, 3, H, W), by area averaging."""
+    return F.adaptive_avg_pool2d(image, THUMBNAIL_PX)
+
+
+def apply_tone(image: Tensor, curve: ToneCurve, strength: Tensor | float = 1.0) -> Tensor:
+    """Undo fading.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        curve: one curve a photo.
+        strength: 0 (the image as it is) to 1 (the whole curve), a number or (B, 1).
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
+
+    def per_channel(x: Tensor) -> Tensor:
+        return x[:, :, None, None].to(image.dtype)
+
+    black = per_channel(curve.black * strength)
+    white = per_channel(1 + (curve.white - 1) * strength)
+    gamma = per_channel(curve.gamma**strength)
+    saturation = per_channel(curve.saturation**strength)
+    levels = ((image + 1) / 2 - black) / (white - black).clamp(min=0.1)
+    value = levels.clamp(SMALLEST_VALUE, 1) ** gamma
+    luma = (value * image.new_tensor(LUMA)[None, :, None, None]).sum(dim=1, keepdim=True)
+    return (luma + saturation * (value - luma)).clamp(0, 1) * 2 - 1
+
+
+def is_toned(image: Tensor) -> Tensor:
+    """Whether photos are grey or of one tone (sepia, cyanotype), (B, 1).
+
+    In such a photo colour is a function of brightness: what a parabola through it leaves
+    unexplained is small.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1]; the thumbnail is enough.
+    """
+    value = ((image + 1) / 2).flatten(2).double()
+    luma = (value * value.new_tensor(LUMA)[None, :, None]).sum(dim=1)
+    design = torch.stack([torch.ones_like(luma), luma, luma * luma], dim=2)
+    chroma = (value - luma[:, None]).transpose(1, 2)
+    # a flat photo gives a singular system: a little ridge makes it solvable
+    gram = design.transpose(1, 2) @ design + 1e-6 * torch.eye(3, dtype=value.dtype).to(value.device)
+    fitted = design @ torch.linalg.solve(gram, design.transpose(1, 2) @ chroma)
+    residual = (chroma - fitted).square().mean(dim=(1, 2)).sqrt()
+    toned: Tensor = (residual < TONED_RESIDUAL)[:, None]
+    return toned

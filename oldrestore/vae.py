@@ -1,0 +1,126 @@
+"""VAE: image <-> latent; one is `vae_old` (real and synthetic old photos), one `vae_clean`.
+
+Wan et al., CVPR 2020, section 3.1: two variational autoencoders with the same layout turn photos of
+three domains into latents of two spaces. At use only the old encoder and the clean decoder run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oldrestore.layers import Downsample, Upsample, residual_blocks
+
+STRIDE_PX = 4  # pixels a latent cell is wide
+LOGVAR_BIAS_INIT = (
+    -6.0
+)  # start with small noise: the decoder learns to see before it learns to be robust
+LOGVAR_RANGE = (-12.0, 4.0)  # keeps exp() finite in half precision
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Layout of both VAEs.
+
+    latent_channels: channels of the latent, at a quarter of the photo's side.
+    half_channels, quarter_channels: width at a half and a quarter of the side.
+    half_blocks, quarter_blocks: residual blocks at these two scales.
+    """
+
+    latent_channels: int = 64
+    half_channels: int = 32
+    quarter_channels: int = 64
+    half_blocks: int = 1
+    quarter_blocks: int = 2
+
+    @property
+    def context_px(self) -> int:
+        """How far a pixel can influence the other side of the encoder, or of the decoder."""
+        return 2 * (1 + 2 * self.half_blocks) + STRIDE_PX * 2 * self.quarter_blocks
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W), sides multiples of 4 -> mean of the latent (B, C, H/4, W/4)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        half, quarter = config.half_channels, config.quarter_channels
+        self.trunk = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, half, 3, padding=1),
+            residual_blocks(half, config.half_blocks),
+            Downsample(half, quarter),
+            residual_blocks(quarter, config.quarter_blocks),
+        )
+        self.to_mean = nn.Conv2d(quarter, config.latent_channels, 1)
+        # a linear way round the trunk: fine detail needs no learning to survive
+        self.skip = nn.Conv2d(3 * STRIDE_PX**2, config.latent_channels, 1, bias=False)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Last features of the trunk, from which mean and spread are read."""
+        features: Tensor = self.trunk(image)
+        return features
+
+    def mean(self, features: Tensor, image: Tensor) -> Tensor:
+        mean: Tensor = self.to_mean(features) + self.skip(F.pixel_unshuffle(image, STRIDE_PX))
+        return mean
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.mean(self.features(image), image)
+
+
+class Decoder(nn.Module):
+    """Latent (B, C, H/4, W/4) -> image (B, 3, H, W), not clamped."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        half, quarter = config.half_channels, config.quarter_channels
+        self.trunk = nn.Sequential(
+            nn.Conv2d(config.latent_channels, quarter, 1),
+            residual_blocks(quarter, config.quarter_blocks),
+            Upsample(quarter, half),
+            residual_blocks(half, config.half_blocks),
+            nn.Conv2d(half, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+        self.skip = nn.Conv2d(config.latent_channels, 3 * STRIDE_PX**2, 1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        image: Tensor = self.trunk(latent) + F.pixel_shuffle(self.skip(latent), STRIDE_PX)
+        return image
+
+
+class VAE(nn.Module):
+    """Variational autoencoder with a Gaussian prior on its latent."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.to_logvar = nn.Conv2d(config.quarter_channels, config.latent_channels, 1)
+        nn.init.zeros_(self.to_logvar.weight)
+        assert self.to_logvar.bias is not None
+        nn.init.constant_(self.to_logvar.bias, LOGVAR_BIAS_INIT)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Mean of the latent, (B, C, H/4, W/4): what restoring uses."""
+        latent: Tensor = self.encoder(image)
+        return latent
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(latent | image), each (B, C, H/4, W/4)."""
+        features = self.encoder.features(image)
+        return self.encoder.mean(features, image), self.to_logvar(features).clamp(*LOGVAR_RANGE)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Image (B, 3, H, W) of a latent; not clamped to [-1, 1]."""
+        image: Tensor = self.decoder(latent)
+        return image
+
+
+def sample_latent(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from N(mean, exp(logvar)) by the reparametrisation of Kingma and Welling (2014)."""
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + noise * (0.5 * logvar).exp()

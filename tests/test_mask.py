@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from oldrestore.mask import DetectorConfig, ScratchDetector
+
+SMALL = DetectorConfig(channels=(4, 6, 8), blocks=(1, 1, 1))
+
+
+@pytest.fixture
+def detector() -> ScratchDetector:
+    torch.manual_seed(0)
+    return ScratchDetector(SMALL).eval()
+
+
+def test_probabilities_have_the_photos_size(detector: ScratchDetector) -> None:
+    probability = detector.probability(torch.rand(2, 3, 32, 48) * 2 - 1)
+    assert probability.shape == (2, 1, 32, 48)
+    assert probability.min() > 0
+    assert probability.max() < 1
+
+
+def test_nothing_beyond_the_context_matters(detector: ScratchDetector) -> None:
+    image = torch.rand(1, 3, 8, 256)
+    other = image.clone()
+    other[..., 0] += 1
+    changed = (detector(image) != detector(other)).any(dim=1)[0].nonzero()[:, 1].max()
+    assert changed <= SMALL.context_px + SMALL.align_px
+    assert changed > SMALL.context_px // 2
+
+
+def test_photos_are_padded_to_the_coarsest_cell() -> None:
+    assert SMALL.align_px == 8
+    assert DetectorConfig().align_px == 16
