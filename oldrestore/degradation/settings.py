@@ -1,0 +1,68 @@
+"""How often each kind of damage is drawn, and how strong it may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DegradationSettings:
+    """Probabilities and ranges of `sample_degradation`; change them with `dataclasses.replace`.
+
+    A photo has one severity, drawn with mild values frequent; the strength of each unstructured
+    step is drawn around it, so that one photo is mild or bad as a whole.
+
+    p_undamaged: nothing at all is done.
+    p_grey: the photo is made grey; p_fading: its tone is changed.
+    p_structured: scratches, holes and their like are laid over it.
+    p_blur, p_noise, p_grain, p_resampling, p_jpeg: each unstructured step.
+    p_texture: real textures join the drawn damage, where a `TextureSet` is given.
+    severity: range of the photo's severity, within [0, 1].
+    blur_sigma_px: of the psf, at strength 0 and 1.
+    noise_sigma_255: standard deviation of noise and grain in levels of 8 bits, likewise.
+    resampling_factor: pixels lost a side, likewise.
+    jpeg_quality: from strength 1 to strength 0.
+    coverage: least and greatest share of pixels that structured damage is drawn to cover.
+    coverage_median: median of that share, before it is cut to the range.
+    """
+
+    p_undamaged: float = 0.12
+    p_grey: float = 0.3
+    p_fading: float = 0.45
+    p_structured: float = 0.7
+    p_blur: float = 0.45
+    p_noise: float = 0.5
+    p_grain: float = 0.4
+    p_resampling: float = 0.35
+    p_jpeg: float = 0.55
+    p_texture: float = 0.4
+    severity: Range = (0.0, 1.0)
+    blur_sigma_px: Range = (0.5, 2.5)
+    noise_sigma_255: Range = (3.0, 35.0)
+    resampling_factor: Range = (1.1, 2.5)
+    jpeg_quality: Range = (30.0, 95.0)
+    coverage: Range = (0.002, 0.2)
+    coverage_median: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if name.startswith("p_") and not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
+            if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
+                raise ValueError(f"{name}: expected 0 <= least <= greatest, got {value}")
+        for name in ("severity", "coverage"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(
+                    f"{name}: expected a range within [0, 1], got {getattr(self, name)}"
+                )
+
+    def without_fading(self) -> DegradationSettings:
+        """The same, but the tone is kept (a photo may still be made grey)."""
+        return replace(self, p_fading=0.0)
+
+    def without_structured(self) -> DegradationSettings:
+        """The same, but with no scratches, holes and their like: the mask stays empty."""
+        return replace(self, p_structured=0.0)
