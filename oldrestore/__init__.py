@@ -1,0 +1,72 @@
+"""Bring old photographs back: ``oldrestore.restore(photo)``."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from oldrestore.image import PhotoLike
+from oldrestore.pipeline import MaskLike, Restoration, Restorer
+
+__version__ = "0.1.0"
+__all__ = ["Restoration", "Restorer", "__version__", "detect_scratches", "restore"]
+
+
+def restore(
+    photo: PhotoLike | Sequence[PhotoLike],
+    *,
+    mask: MaskLike | Sequence[MaskLike] = "auto",
+    weights: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    strength: float = 1.0,
+    tone: float | None = None,
+) -> Any:
+    """Restore a photo: the same kind out as in, at the same size.
+
+    Args:
+        photo: a path, the bytes of a file, PIL image, array (H, W[, C]) or tensor ([B,] C, H, W);
+            or a list of them.
+        mask: "auto" finds scratches and spots; None takes nothing for damaged; or your own mask,
+            1 or 255 = damaged.
+        weights: a weights file; None: the one shipped.
+        device, dtype: see ``Restorer``.
+        strength: 0 (unchanged) to 1.
+        tone: how much of a fading found is undone, 0 to 1; None: as the weights file says.
+
+    Returns:
+        The restored photo: a PIL image for a file, else what came in. A list for a list.
+
+    Raises:
+        ValueError, TypeError: a photo, mask or number that cannot be used; the message says why.
+    """
+    restorer = _restorer(_text(weights), device, dtype)
+    result = restorer.restore(photo, mask=mask, strength=strength, tone=tone)
+    return [one.image for one in result] if isinstance(result, list) else result.image
+
+
+def detect_scratches(
+    photo: PhotoLike,
+    *,
+    threshold: float | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+) -> Any:
+    """Find scratches, spots and tears: a mask of the photo's kind and size, 1 or 255 = damaged."""
+    return _restorer(_text(weights), device, None).detect(photo, threshold=threshold)
+
+
+def _text(weights: str | os.PathLike[str] | None) -> str | None:
+    return None if weights is None else os.fspath(weights)
+
+
+@functools.lru_cache(maxsize=2)
+def _restorer(
+    weights: str | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+) -> Restorer:
+    """The last restorers loaded, so that a loop over photos reads the weights once."""
+    return Restorer.load(weights, device, dtype)

@@ -1,0 +1,227 @@
+"""Photos in, photos out: files, PIL images, arrays and tensors <-> (B, 3, H, W) in [-1, 1].
+
+The first and the last step of the data's way. ``decode`` remembers what came in, and ``encode``
+gives the same kind back: same size, type, depth, channels and alpha.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from oldrestore.photo_file import PhotoError, check_size, name_of, open_picture, upright
+
+PhotoLike: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | Image.Image
+    | np.ndarray[Any, Any]
+    | Tensor  # what decode takes
+)
+
+ARRAY_TYPES = (np.uint8, np.uint16, np.float16, np.float32, np.float64)
+CHANNELS = (1, 2, 3, 4)  # grey; grey, alpha; RGB; RGB, alpha
+# a mask's values go up to the first of these that holds them all
+MASK_SCALES = (1, 255, 65535)
+FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # of integers; floats go to 1
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo, or a batch of them of one size.
+
+    original: what came in; a file as PIL image; a PIL image upright.
+    pixels: (B, C, H, W), its values as they are; C is 1 (grey), 2 (grey, alpha), 3 or 4.
+    """
+
+    original: Any
+    pixels: Tensor
+
+    @property
+    def image(self) -> Tensor:
+        """(B, 3, H, W) float32 in [-1, 1]."""
+        colour = self.pixels[:, : self._colours].to(torch.float32)
+        image = colour * (2 / FULL_SCALE.get(self.pixels.dtype, 1.0)) - 1
+        return image.expand(-1, 3, -1, -1)
+
+    @property
+    def is_grey(self) -> Tensor:
+        """Whether each photo of the batch has no colour at all, (B, 1, 1, 1)."""
+        colour = self.pixels[:, : self._colours].to(torch.float32)
+        return (colour == colour[:, :1]).flatten(1).all(dim=1)[:, None, None, None]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+    @property
+    def batch(self) -> int:
+        """Number of photos; 1 but for tensors."""
+        return len(self.pixels)
+
+    @property
+    def _colours(self) -> int:
+        return 1 if self.pixels.shape[1] <= 2 else 3
+
+
+def decode(photo: PhotoLike) -> Photo:
+    """Read a photo of any kind.
+
+    Args:
+        photo: path of a file; its bytes; PIL image; array (H, W[, C]) uint8, uint16 or float in
+            [0, 1]; tensor ([B,] C, H, W) uint8 or float in [0, 1]. C is 1 (grey), 2 (grey, alpha),
+            3 (RGB) or 4 (RGB, alpha). Files and PIL images are turned upright by their EXIF tag.
+            PIL modes 1, P, PA and YCbCr are read as L and RGB(A); CMYK, LAB, HSV and F are
+            refused: they need a colour profile or a scale. Of a file with several pictures the
+            first is read.
+
+    Raises:
+        PhotoError: it cannot be read, is smaller than 8 px or larger than 50,000 px a side, has
+            more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (a file), or values outside its
+            range.
+        TypeError: it is nothing of the above.
+    """
+    if isinstance(photo, (str, os.PathLike, bytes)):
+        return _decode_picture(open_picture(photo), name_of(photo))
+    if isinstance(photo, Image.Image):
+        return _decode_picture(photo, "photo")
+    if isinstance(photo, np.ndarray):
+        if photo.dtype.newbyteorder("=") not in ARRAY_TYPES:
+            raise PhotoError(f"photo: expected uint8, uint16 or float array, got {photo.dtype}")
+        if photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] not in (1, 2, 3, 4)):
+            raise PhotoError(f"photo: expected array (H, W) or (H, W, 1 to 4), got {photo.shape}")
+        pixels = _tensor(photo[:, :, None] if photo.ndim == 2 else photo).permute(2, 0, 1)[None]
+    elif isinstance(photo, Tensor):
+        if photo.dtype != torch.uint8 and not photo.is_floating_point():
+            raise PhotoError(f"photo: expected uint8 or floating tensor, got {photo.dtype}")
+        if photo.ndim not in (3, 4) or len(photo) == 0 or photo.shape[-3] not in CHANNELS:
+            shape = tuple(photo.shape)
+            raise PhotoError(f"photo: expected tensor (C, H, W) or (B, C, H, W), got {shape}")
+        pixels = photo.detach() if photo.ndim == 4 else photo.detach()[None]
+    else:
+        expected = "a path, bytes, PIL image, array or tensor"
+        raise TypeError(f"photo: expected {expected}, got {type(photo).__name__}")
+    check_size(pixels.shape[3], pixels.shape[2], "photo")
+    if pixels.is_floating_point() and not ((pixels >= 0) & (pixels <= 1)).all():  # NaN is neither
+        raise PhotoError("photo: expected floating values in [0, 1], got others, or NaN")
+    return Photo(photo, pixels)
+
+
+def encode(photo: Photo, image: Tensor) -> Any:
+    """Give ``image`` back as the kind of photo that came in, with its alpha; grey stays grey.
+
+    Args:
+        photo: what ``decode`` gave.
+        image: (B, 3, H, W) floating point; clamped to [-1, 1].
+    """
+    value = ((image.float() + 1) / 2).clamp(0, 1)
+    channels = photo.pixels.shape[1]
+    grey = value.mean(dim=1, keepdim=True)
+    value = torch.where(photo.is_grey.to(value.device), grey, value)
+    value = grey if channels <= 2 else value
+    scale = FULL_SCALE.get(photo.pixels.dtype)
+    value = (value * scale).round() if scale else value
+    pixels = value.to(photo.pixels.dtype)
+    if channels in (2, 4):
+        pixels = torch.cat([pixels, photo.pixels[:, -1:].to(pixels.device)], dim=1)
+    return _like(photo.original, pixels)
+
+
+def unchanged(photo: Photo) -> Any:
+    """A copy of the photo that came in, upright, its values to the bit."""
+    original = photo.original
+    return original.detach().clone() if isinstance(original, Tensor) else original.copy()
+
+
+def decode_mask(mask: PhotoLike, photo: Photo) -> Tensor:
+    """Read a mask and check it against its photo.
+
+    Args:
+        mask: any kind of photo, of one channel (or of equal ones); 0..1, 0..255 or 16 bits; 1 (or
+            the most) = damaged; what lies between is rounded. A tensor may be (H, W) or a batch.
+        photo: the photo it belongs to.
+
+    Returns:
+        (B, 1, H, W) float32 of 0 and 1.
+
+    Raises:
+        PhotoError: it cannot be read, or its size, channels or values are others.
+        TypeError: it is nothing of the above.
+    """
+    name = "mask"
+    if isinstance(mask, (str, os.PathLike, bytes)):
+        name = name_of(mask)
+        mask = open_picture(mask)
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(upright(mask, name))
+    if isinstance(mask, np.ndarray) and mask.ndim in (2, 3):
+        values = _tensor(mask if mask.ndim == 3 else mask[:, :, None]).permute(2, 0, 1)[None]
+    elif isinstance(mask, Tensor) and mask.ndim in (2, 3, 4):
+        values = mask.detach()[(None,) * (4 - mask.ndim)]
+    else:
+        got = tuple(mask.shape) if isinstance(mask, (np.ndarray, Tensor)) else type(mask).__name__
+        raise TypeError(f"{name}: expected 'auto', None or a photo of one channel, got {got}")
+    if values.shape[2:] != photo.size or len(values) not in (1, photo.batch):
+        got = tuple(values.shape[2:]) if len(values) in (1, photo.batch) else tuple(values.shape)
+        raise PhotoError(f"{name}: expected {photo.size} to match photo, got {got}")
+    if values.shape[1] in (2, 4):  # a paint program's alpha says nothing of damage
+        values = values[:, :-1]
+    values = values.to(torch.float32)
+    scale = next((scale for scale in MASK_SCALES if values.max() <= scale), None)
+    if scale is None or not (values >= 0).all():
+        raise PhotoError(f"{name}: expected values in 0..1 or 0..255, 1 or 255 = damaged")
+    if not (values == values[:, :1]).all():
+        raise PhotoError(f"{name}: expected one channel or equal ones, got colours")
+    return (values[:, :1] >= scale / 2).to(torch.float32).expand(photo.batch, -1, -1, -1)
+
+
+def encode_mask(photo: Photo, mask: Tensor) -> Any:
+    """Give a mask (B, 1, H, W) of 0 and 1 back in the kind of its photo, with one channel.
+
+    A PIL image of mode L with 0 and 255; an array (H, W), uint8 with 0 and 255 or floating with 0
+    and 1 as the photo's; a tensor ([B,] 1, H, W) of the photo's type, likewise.
+    """
+    is_float = photo.pixels.is_floating_point()
+    if isinstance(photo.original, Tensor):
+        tensor = (mask if is_float else mask * 255).to(photo.pixels)
+        return tensor if photo.original.ndim == 4 else tensor[0]
+    array = mask[0, 0].cpu().numpy()
+    if isinstance(photo.original, Image.Image):
+        return Image.fromarray((array * 255).astype(np.uint8))
+    return array.astype(photo.original.dtype) if is_float else (array * 255).astype(np.uint8)
+
+
+def _decode_picture(picture: Image.Image, name: str) -> Photo:
+    original = upright(picture, name)
+    array = np.asarray(original)
+    if original.mode == "I":
+        if array.min() < 0 or array.max() > FULL_SCALE[torch.uint16]:
+            raise PhotoError(f"{name}: mode I is read as 16 bits: expected values in 0..65535")
+        array = array.astype(np.uint16)
+    array = array[:, :, None] if array.ndim == 2 else array
+    return Photo(original, _tensor(array).permute(2, 0, 1)[None])
+
+
+def _like(original: Any, pixels: Tensor) -> Any:
+    """``pixels`` (B, C, H, W) in the kind of ``original``."""
+    if isinstance(original, Tensor):
+        pixels = pixels.to(original.device)
+        return pixels if original.ndim == 4 else pixels[0]
+    array = pixels[0].permute(1, 2, 0).cpu().contiguous().numpy()
+    if isinstance(original, np.ndarray):
+        return array.reshape(original.shape).astype(original.dtype, copy=False)
+    array = array[:, :, 0] if array.shape[2] == 1 else array
+    picture = Image.fromarray(array.astype(np.int32) if original.mode == "I" else array)
+    picture.info = dict(original.info)
+    return picture
+
+
+def _tensor(array: "np.ndarray[Any, Any]") -> Tensor:
+    """A copy in native byte order."""
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

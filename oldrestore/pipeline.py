@@ -1,0 +1,365 @@
+"""Restorer: the whole way of a photo, top to bottom.
+
+    photo -> image -> mask -> fill -> old encoder -> mapping -> clean decoder -> tone -> photo
+
+The triplet domain translation of Wan et al., CVPR 2020 (arXiv:2004.09484). The networks are compact
+and work at the photo's own resolution; tone is a step of its own, estimated once from a small copy.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oldrestore.checkpoint import config_from_json, load_strictly, read_checkpoint, write_checkpoint
+from oldrestore.config import PRESET, RestorerConfig
+from oldrestore.fill import fill_holes
+from oldrestore.image import PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
+from oldrestore.layers import PartialNonlocal, ResidualBlock
+from oldrestore.mapping import CELL_PX, MappingNetwork
+from oldrestore.mask import ScratchDetector
+from oldrestore.ops import available, set_backend
+from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
+from oldrestore.vae import Decoder, Encoder
+
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
+# a photo less likely faded than this keeps its tone: a weak correction of a sound photo is a fault
+FADED_PROBABILITY = 0.5
+
+OPERATIONS: dict[type[nn.Module], str] = {
+    ResidualBlock: "residual_block",
+    PartialNonlocal: "partial_nonlocal",
+}
+
+MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
+
+
+@dataclass(frozen=True)
+class AppliedTone:
+    """The tone curve of one photo; see ``tone.ToneCurve`` for the equation.
+
+    strength: how much of it was applied; 0 if the photo is not taken for faded.
+    faded: probability that the photo is faded.
+    black, white, gamma: per channel. saturation: of the whole.
+    """
+
+    strength: float
+    faded: float
+    black: tuple[float, ...]
+    white: tuple[float, ...]
+    gamma: tuple[float, ...]
+    saturation: float
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What came of a photo.
+
+    image: the restored photo, of the kind that came in (a file gives a PIL image).
+    mask: what was taken for structured damage, as ``image.encode_mask`` gives it; None if no mask
+        was asked for.
+    tone: one curve for each photo of the batch; empty if tone was off.
+    seconds: wall time, reading included.
+    """
+
+    image: Any
+    mask: Any
+    tone: tuple[AppliedTone, ...]
+    seconds: float
+
+
+class Restorer:
+    """The networks and their settings; reusable, and the same photo always gives the same result.
+
+    Args:
+        config: layout of the networks, which start untrained; ``load`` fills them from a file.
+        about: what the weights file says about itself.
+        device: None or "auto": CUDA if there is one, else the CPU.
+        dtype: of the convolutions. None: float32; "auto": float16 on CUDA, float32 elsewhere.
+        backend: of the operations, see ``ops.available``; None: the fastest.
+    """
+
+    def __init__(
+        self,
+        config: RestorerConfig,
+        *,
+        about: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        if config.preset != PRESET:
+            raise ValueError(f"preset: expected {PRESET!r}, got {config.preset!r}")
+        if config.vae.latent_channels != config.mapping.latent_channels:
+            both = f"{config.vae.latent_channels} and {config.mapping.latent_channels}"
+            raise ValueError(f"config: vae and mapping differ in latent_channels: {both}")
+        self.config = config
+        self.about = dict(about or {})
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, self.device)
+        self.vae_old_encoder = Encoder(config.vae)
+        self.mapping = MappingNetwork(config.mapping)
+        self.vae_clean_decoder = Decoder(config.vae)
+        self.tone_head = ToneHead(config.tone)
+        self.detector = ScratchDetector(config.mask)
+        for name, network in self.networks().items():
+            # the tone head is tiny, and its curve goes over every pixel: always in full precision
+            network.to(self.device, torch.float32 if name == "tone" else self.dtype)
+            network.eval().requires_grad_(False)
+        self._set_backend(backend)
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        backend: str | None = None,
+    ) -> "Restorer":
+        """Build the networks of a weights file; None: the file shipped with the package.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a whole checkpoint of this package; the message says why.
+        """
+        path = DEFAULT_WEIGHTS if weights is None else Path(weights)
+        checkpoint = read_checkpoint(path)
+        config = config_from_json(RestorerConfig, checkpoint.config, f"{path}: config")
+        try:
+            restorer = cls(
+                config, about=checkpoint.about, device=device, dtype=dtype, backend=backend
+            )
+        except RuntimeError as error:  # torch's, of sizes that no layer can have
+            raise ValueError(f"{path}: config: no network can be built of it: {error}") from error
+        networks = restorer.networks()
+        for name in checkpoint.tensors:
+            if not name.startswith(tuple(f"{prefix}." for prefix in networks)):
+                raise ValueError(f"{path}: unknown key {name}")
+        for prefix, network in networks.items():
+            load_strictly(network, checkpoint.tensors, prefix, path)
+        return restorer
+
+    def save(self, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+        """Write a weights file that ``load`` reads: all that restoring uses and no more."""
+        tensors = {
+            f"{prefix}.{name}": tensor
+            for prefix, network in self.networks().items()
+            for name, tensor in network.state_dict().items()
+        }
+        write_checkpoint(path, tensors, dataclasses.asdict(self.config), about)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks under the names that their keys start with in the weights file."""
+        return {
+            "vae_old.encoder": self.vae_old_encoder,
+            "mapping": self.mapping,
+            "vae_clean.decoder": self.vae_clean_decoder,
+            "tone": self.tone_head,
+            "mask": self.detector,
+        }
+
+    def _set_backend(self, backend: str | None) -> None:
+        """Each operation that has this backend takes it, the others their fastest."""
+        chosen = [op for op in OPERATIONS.values() if backend in available(op, self.device)]
+        if backend is not None and not chosen:
+            raise ValueError(
+                f"backend: no operation can use {backend!r} on {self.device}; see oldrestore info"
+            )
+        for network in self.networks().values():
+            for module in network.modules():
+                if OPERATIONS.get(type(module)) in chosen:
+                    set_backend(module, backend)
+
+    @property
+    def align_px(self) -> int:
+        """Tiles start at multiples of this: the largest grid of the networks."""
+        return self.config.mapping.align_px
+
+    @property
+    def context_px(self) -> int:
+        """How far a pixel can influence ``translate``, rounded up to ``align_px``.
+
+        The overlap that makes tiles equal the whole. The detector and the hole fill have their own.
+        """
+        reach = 2 * self.config.vae.context_px + self.config.mapping.context_px
+        reach += CELL_PX - 1  # a cell speaks for its farthest pixel
+        return -(-reach // self.align_px) * self.align_px
+
+    def restore(
+        self,
+        photo: PhotoLike | Sequence[PhotoLike],
+        *,
+        mask: MaskLike | Sequence[MaskLike] = "auto",
+        threshold: float | None = None,
+        strength: float = 1.0,
+        tone: float | None = None,
+    ) -> Any:
+        """Restore a photo, a batch of them in one tensor, or a list of photos of any kinds.
+
+        Args:
+            photo: see ``image.decode``.
+            mask: "auto": the detector's; None: nothing is taken for damaged, grain and blur are
+                still mended; or the user's own, see ``image.decode_mask``. A list for a list.
+            threshold: of the detector, 0 to 1. None: the weights file's.
+            strength: 0 (the photo as it came, to the bit) to 1 (all of the restoration).
+            tone: how much of a fading found is undone, 0 to 1. None: the weights file's.
+
+        Returns:
+            Restoration; a list of them for a list. Each photo is worked on by itself: what else is
+            in its list or batch changes nothing.
+
+        Raises:
+            ValueError: a photo or mask that cannot be used (``PhotoError``), a number out of range.
+            TypeError: a photo or a mask of an unknown kind.
+        """
+        defaults = self.config.defaults
+        threshold = _fraction("threshold", defaults.threshold if threshold is None else threshold)
+        tone = _fraction("tone", defaults.tone_strength if tone is None else tone)
+        strength = _fraction("strength", strength)
+        if not isinstance(photo, (list, tuple)):
+            return self._restore(cast("PhotoLike", photo), mask, threshold, strength, tone)
+        masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(photo)
+        if len(masks) != len(photo):
+            raise ValueError(f"mask: expected {len(photo)} to match photo, got {len(masks)}")
+        pairs = zip(photo, masks, strict=True)
+        return [self._restore(one, its_mask, threshold, strength, tone) for one, its_mask in pairs]
+
+    def _restore(
+        self, photo: PhotoLike, mask: Any, threshold: float, strength: float, tone: float
+    ) -> Restoration:
+        """The way of one photo, or of one batch of one size."""
+        start = time.perf_counter()
+        decoded = decode(photo)
+        image = decoded.image.to(self.device)
+        if mask is None:
+            damage = image.new_zeros(decoded.batch, 1, *decoded.size)
+        elif isinstance(mask, str) and mask == "auto":
+            damage = self.detect_tensor(image, threshold)
+        else:
+            damage = decode_mask(mask, decoded).to(self.device)
+        restored, curves = [], []
+        for index in range(decoded.batch if strength > 0 else 0):
+            one, its_damage = image[index, None], damage[index, None]
+            filled = fill_holes(one, its_damage)
+            result = self.translate(filled, its_damage)
+            if tone > 0:
+                result, curve = self.undo_fading(result, filled, tone)
+                curves.append(curve)
+            restored.append(one.lerp(result, strength))
+        return Restoration(
+            image=encode(decoded, torch.cat(restored)) if restored else unchanged(decoded),
+            mask=None if mask is None else encode_mask(decoded, damage),
+            tone=tuple(curves),
+            seconds=time.perf_counter() - start,
+        )
+
+    def detect(self, photo: PhotoLike, *, threshold: float | None = None) -> Any:
+        """Find scratches, spots and tears.
+
+        Returns:
+            The mask, 1 (or 255) = damaged, of the kind of the photo; see ``image.encode_mask``.
+        """
+        decoded = decode(photo)
+        threshold = self.config.defaults.threshold if threshold is None else threshold
+        damage = self.detect_tensor(decoded.image, _fraction("threshold", threshold))
+        return encode_mask(decoded, damage)
+
+    @torch.inference_mode()
+    def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
+        """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated; photo by photo."""
+        masks = []
+        for index in range(len(image)):
+            one = image[index, None].to(self.device)
+            padded = _pad(one, self.config.mask.align_px).to(self.dtype)
+            probability = self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]]
+            masks.append((probability > threshold).float())
+        radius = self.config.defaults.dilation_px
+        return F.max_pool2d(torch.cat(masks), 2 * radius + 1, stride=1, padding=radius)
+
+    def restore_tensor(self, image: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
+        """Fill the holes and translate; tone is kept.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], sides of 8 px or more.
+            mask: (B, 1, H, W); 1 = damaged.
+            use_nonlocal: whether holes are filled from the rest of the photo.
+
+        Returns:
+            (B, 3, H, W) float32 on the restorer's device; clamped to [-1, 1].
+        """
+        image, mask = image.detach().to(self.device), mask.to(self.device)
+        return self.translate(fill_holes(image, mask), mask, use_nonlocal=use_nonlocal)
+
+    @torch.inference_mode()
+    def translate(self, filled: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
+        """Old domain to clean domain: encode, map, decode. Shapes as ``restore_tensor``."""
+        height, width = filled.shape[-2:]
+        latent = self.vae_old_encoder(_pad(filled, CELL_PX).to(self.dtype))
+        self.mapping.use_nonlocal = use_nonlocal
+        latent = self.mapping(latent, _pad(mask, CELL_PX).to(self.dtype))
+        restored: Tensor = self.vae_clean_decoder(latent)
+        return restored[..., :height, :width].float().clamp(-1, 1)
+
+    @torch.inference_mode()
+    def undo_fading(
+        self, image: Tensor, filled: Tensor, strength: float
+    ) -> tuple[Tensor, AppliedTone]:
+        """Estimate the tone curve of one photo from ``filled`` and apply it to ``image``.
+
+        Args:
+            image, filled: (1, 3, H, W) in [-1, 1].
+            strength: 0 to 1; nothing is applied to a photo that is not taken for faded.
+        """
+        small = thumbnail(filled.float())
+        curve = self.tone_head(small).common(is_toned(small))
+        faded = float(curve.faded)
+        strength = strength if faded > FADED_PROBABILITY else 0.0
+        applied = AppliedTone(
+            strength=strength,
+            faded=faded,
+            black=tuple(curve.black[0].tolist()),
+            white=tuple(curve.white[0].tolist()),
+            gamma=tuple(curve.gamma[0].tolist()),
+            saturation=float(curve.saturation),
+        )
+        return (apply_tone(image, curve, strength) if strength else image), applied
+
+
+def _pad(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sides are multiples."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected 0 to 1, got {value}")
+    return float(value)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, of a name or a device it lacks
+        raise ValueError(f"device: cannot use {device!r}: {error}") from error
+    return torch.device(device)
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype: expected float32, float16, bfloat16 or 'auto', got {dtype}")
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,211 @@
+"""Training data: folders of photos -> batches of crops, the same for a seed however it is run.
+
+Sample ``index`` of a run is a function of (seed, index) alone, so a resumed run, a run with more
+loading processes and a run on more devices all see the same crops.
+"""
+
+import logging
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from oldrestore.train.config import LoopSettings
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+HELD_OUT = 0.04  # share of photo families kept for validation
+SMALLEST_SCALE = 0.5  # clean photos are shrunk at random down to this: hides their own JPEG
+CACHE_BYTES = 1_500_000_000  # decoded photos kept in memory, per loading process
+PREFETCH = 4  # batches ahead, per loading process
+# "name__crop", "plate-b", "plate-g", "frame_00012": pictures of one scene stay in one split
+_FAMILY = re.compile(r"(__crop|-[bgr]|[-_]f?\d{1,5})+$")
+
+Batch = dict[str, Tensor]
+
+
+def family(path: Path) -> str:
+    """The scene a file belongs to, from its name."""
+    return _FAMILY.sub("", path.stem)
+
+
+def is_held_out(path: Path) -> bool:
+    """Whether a photo is for validation: by a hash of its family, so independent of the others."""
+    return zlib.crc32(family(path).encode()) % 1000 < 1000 * HELD_OUT
+
+
+class PhotoFolders:
+    """The readable photos of some folders; each folder is drawn equally often.
+
+    Args:
+        folders: searched with their subfolders.
+        held_out: only the photos kept for validation, or only the others.
+        smallest_px: photos with a shorter side are enlarged to it.
+
+    Raises:
+        ValueError: a folder is missing, or has no readable photo.
+    """
+
+    def __init__(self, folders: Sequence[Path], *, held_out: bool, smallest_px: int) -> None:
+        self.smallest_px = smallest_px
+        self.unreadable: list[Path] = []
+        self.groups = [self._readable(Path(folder), held_out) for folder in folders]
+        self._cache: dict[Path, np.ndarray] = {}
+        self._cached_bytes = 0
+
+    def _readable(self, folder: Path, held_out: bool) -> list[Path]:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: expected a folder of photos, found none there")
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        good = [path for path in found if self._is_readable(path)]
+        if not good:
+            raise ValueError(
+                f"{folder}: no readable photo in it ({len(found)} tried); "
+                f"expected files ending in {', '.join(sorted(SUFFIXES))}"
+            )
+        split = [path for path in good if is_held_out(path) == held_out]
+        return split or good  # a handful of photos may have none held out
+
+    def _is_readable(self, path: Path) -> bool:
+        try:
+            with Image.open(path) as photo:
+                photo.draft("RGB", (64, 64))  # of a JPEG decodes an eighth: reads all, fast
+                photo.load()
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            self.unreadable.append(path)
+            log.warning("skipped %s: %s", path, error)
+            return False
+        return True
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups))
+
+    def pick(self, rng: Generator) -> np.ndarray:
+        """One photo, (H, W, 3) uint8."""
+        group = self.groups[rng.integers(len(self.groups))]
+        return self._decode(group[rng.integers(len(group))])
+
+    def _decode(self, path: Path) -> np.ndarray:
+        if path in self._cache:
+            return self._cache[path]
+        with Image.open(path) as photo:
+            rgb = photo.convert("RGB")
+        short = min(rgb.size)
+        if short < self.smallest_px:
+            scale = self.smallest_px / short
+            size = (max(self.smallest_px, round(side * scale)) for side in rgb.size)
+            rgb = rgb.resize(tuple(size), Image.Resampling.BICUBIC)
+        pixels = np.asarray(rgb)
+        if self._cached_bytes + pixels.nbytes <= CACHE_BYTES:
+            self._cache[path] = pixels
+            self._cached_bytes += pixels.nbytes
+        return pixels
+
+
+def crop(pixels: np.ndarray, size_px: int, rng: Generator, *, shrink: bool = True) -> Tensor:
+    """A random square of a photo, flipped half the time -> (3, size, size) in [-1, 1].
+
+    Args:
+        pixels: (H, W, 3) uint8, both sides at least ``size_px``.
+        shrink: take a larger square and shrink it by a random scale of at least SMALLEST_SCALE.
+    """
+    height, width = pixels.shape[:2]
+    scale = rng.uniform(max(SMALLEST_SCALE, size_px / min(height, width)), 1) if shrink else 1.0
+    side = min(round(size_px / scale), height, width)
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    square = pixels[top : top + side, left : left + side]
+    if rng.random() < 0.5:
+        square = square[:, ::-1]
+    if side != size_px:
+        image = Image.fromarray(np.ascontiguousarray(square))
+        square = np.asarray(image.resize((size_px, size_px), Image.Resampling.LANCZOS))
+    chw = np.ascontiguousarray(square.transpose(2, 0, 1))
+    return torch.from_numpy(chw).float() / 127.5 - 1
+
+
+class Samples(Protocol):
+    """What a stage trains on: one sample from a generator, as named tensors without batch axis."""
+
+    def draw(self, rng: Generator, crop_px: int, index: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class _Indexed(Dataset[Batch]):
+    """A stage's samples by their number in the run."""
+
+    samples: Samples
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        index, crop_px = key
+        sample = self.samples.draw(np.random.default_rng([self.seed, index]), crop_px, index)
+        return {**sample, "seed": torch.tensor(self.seed * 1_000_003 + index)}
+
+
+@dataclass(frozen=True)
+class _Steps(Sampler[list[tuple[int, int]]]):
+    """The sample numbers of each step from ``first`` on, this process's part of them."""
+
+    settings: LoopSettings
+    first: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.settings.batch // self.world
+        for step in range(self.first, self.settings.steps):
+            start = step * self.settings.batch + self.rank * share
+            size = crop_at(self.settings, step)
+            yield [(index, size) for index in range(start, start + share)]
+
+
+def crop_at(settings: LoopSettings, step: int) -> int:
+    """Side of the crops at a step: larger ones come late, when they pay."""
+    is_late = step >= settings.steps * (1 - settings.late_share)
+    return settings.late_crop_px if is_late and settings.late_crop_px else settings.crop_px
+
+
+def batches(
+    samples: Samples,
+    settings: LoopSettings,
+    *,
+    first: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """The batches of a run from step ``first`` on, prepared ahead in other processes.
+
+    Raises:
+        ValueError: the batch does not divide over the processes.
+    """
+    if settings.batch % world:
+        raise ValueError(f"batch: {settings.batch} does not divide over {world} processes")
+    loader = DataLoader(
+        _Indexed(samples, settings.seed),
+        batch_sampler=_Steps(settings, first, rank, world),
+        num_workers=settings.workers,
+        prefetch_factor=PREFETCH if settings.workers else None,
+        worker_init_fn=_one_thread if settings.workers else None,
+    )
+    return iter(loader)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # the cores belong to the network
+
+
+def fixed_batch(samples: Samples, count: int, crop_px: int) -> Batch:
+    """The validation batch: the same samples at every step of every run."""
+    dataset = _Indexed(samples, seed=0)
+    drawn = [dataset[index, crop_px] for index in range(count)]
+    return {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}

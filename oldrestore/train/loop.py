@@ -1,0 +1,328 @@
+"""The training loop, written once: step, log, average, save, resume, on one device or many.
+
+A stage is a game of one or more players. A player is a module that holds the networks it trains and
+whose forward pass gives its losses by name; the loop weighs them, steps its optimiser, and wraps it
+in DistributedDataParallel where ``torchrun`` started several processes.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from oldrestore.train.config import LoopSettings
+from oldrestore.train.data import Batch, Samples, batches, fixed_batch
+from oldrestore.train.log import RunLog, save_sheet
+
+log = logging.getLogger(__name__)
+
+STATE_FORMAT = 1
+VALIDATION_CROPS = 16
+VALIDATION_CROP_PX = 256
+
+
+@dataclass
+class Player:
+    """One optimiser's side of the game.
+
+    module: its forward(batch) -> losses by name; its parameters with gradients are what it trains.
+    weights: of each loss; those of weight 0 are not computed by ``module``.
+    lr: peak learning rate.
+    """
+
+    module: nn.Module
+    weights: dict[str, float]
+    lr: float
+
+
+@dataclass
+class Stage:
+    """What a stage file gives the loop.
+
+    name: "vae_old", "vae_clean", "mapping", "mask", "tone".
+    config: layouts of the networks by name, as they stand in a released file.
+    networks: what is averaged and released.
+    players: in the order of their steps.
+    samples, validation: crops to train on, and held-out ones.
+    validate: figures of (averaged) networks on a batch, by name.
+    sheet: (averaged) networks on a batch -> pictures (N, 3, H, W), ``columns`` of them a row.
+    """
+
+    name: str
+    config: dict[str, Any]
+    networks: nn.ModuleDict
+    players: dict[str, Player]
+    samples: Samples
+    validation: Samples
+    validate: Callable[[nn.ModuleDict, Batch], dict[str, float]]
+    sheet: Callable[[nn.ModuleDict, Batch], Tensor]
+    columns: int
+
+
+def learning_rate(settings: LoopSettings, step: int) -> float:
+    """Learning rate at a step as a share of the peak."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    progress = step / settings.steps
+    if settings.schedule == "linear":
+        return warm * min(1.0, 2 * (1 - progress))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return warm * (settings.final_lr + (1 - settings.final_lr) * cosine)
+
+
+class Trainer:
+    """Runs a stage in a folder: ``state.pt``, ``metrics.jsonl``, TensorBoard files and sheets.
+
+    Started again in the same folder it continues to the bit (on one device); only the number of
+    steps and how often things are written may differ from the run before.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+
+    def __init__(
+        self, stage: Stage, settings: LoopSettings, folder: Path, device: torch.device
+    ) -> None:
+        self.stage, self.settings, self.folder, self.device = (
+            stage,
+            settings,
+            folder,
+            device,
+        )
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.step = 0
+        for player in stage.players.values():
+            player.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = {k: v.detach().clone() for k, v in stage.networks.state_dict().items()}
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                [p for p in player.module.parameters() if p.requires_grad],
+                lr=player.lr,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+            )
+            for name, player in stage.players.items()
+        }
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.state_path.exists():
+            self._resume()
+        self.modules = {name: self._parallel(p.module) for name, p in stage.players.items()}
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    def _parallel(self, module: nn.Module) -> nn.Module:
+        if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        # an empty mask leaves the nonlocal block's parameters without a gradient
+        return DistributedDataParallel(module, find_unused_parameters=True)
+
+    def run(self, until: int | None = None) -> None:
+        """Train to the end, or to step ``until``."""
+        end = min(self.settings.steps, until or self.settings.steps)
+        if self.step >= end:
+            return
+        held_out = None
+        if self.rank == 0:
+            crop_px = min(VALIDATION_CROP_PX, 2 * self.settings.crop_px)
+            held_out = fixed_batch(self.stage.validation, VALIDATION_CROPS, crop_px)
+        with RunLog(self.folder, self.stage.name, self.settings.steps, self.rank == 0) as run_log:
+            self._loop(end, held_out, run_log)
+
+    def _loop(self, end: int, held_out: Batch | None, run_log: RunLog) -> None:
+        settings = self.settings
+        source = batches(
+            self.stage.samples,
+            settings,
+            first=self.step,
+            rank=self.rank,
+            world=self.world,
+        )
+        saved = time.monotonic()
+        while self.step < end:
+            waiting = time.perf_counter()
+            batch = {name: x.to(self.device) for name, x in next(source).items()}
+            waited = time.perf_counter() - waiting
+            figures = self.train_step(batch)
+            run_log.add(self.step, figures, waited, settings.batch)
+            if self.step % settings.log_every == 0:
+                run_log.write(self.step, learning_rate(settings, self.step) * settings.lr)
+            if held_out is not None:
+                if self.step % settings.validate_every == 0 or self.step == end:
+                    run_log.write_validation(self.step, self._validate(held_out))
+                if self.step % settings.sheet_every == 0 or self.step == end:
+                    self._sheet(held_out)
+            if self.step == end or time.monotonic() - saved > 60 * settings.save_minutes:
+                self.save()
+                saved = time.monotonic()
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of every player; their losses by name, unweighted."""
+        share = learning_rate(self.settings, self.step)
+        figures: dict[str, Tensor] = {}
+        for name, player in self.stage.players.items():
+            optimizer = self.optimizers[name]
+            for group in optimizer.param_groups:
+                group["lr"] = player.lr * share
+            optimizer.zero_grad(set_to_none=True)
+            with self._autocast():
+                losses = self.modules[name](batch)
+                total = torch.stack([player.weights[k] * v for k, v in losses.items()]).sum()
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            if self.settings.clip:
+                self.scaler.unscale_(optimizer)
+                parameters = optimizer.param_groups[0]["params"]
+                nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+            self.scaler.step(optimizer)
+            figures |= {k: v.detach() for k, v in losses.items()}
+        self.scaler.update()
+        self.step += 1
+        self._average()
+        return figures
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings.amp]
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype)
+
+    def _average(self) -> None:
+        # early on the average follows fast, or it would carry the random start along
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.stage.networks.state_dict().items():
+            self.averaged[name].lerp_(value, 1 - decay)
+
+    @contextlib.contextmanager
+    def _averaged_networks(self) -> Iterator[nn.ModuleDict]:
+        """The networks with their averaged weights, for as long as the context lasts."""
+        own = {k: v.clone() for k, v in self.stage.networks.state_dict().items()}
+        self.stage.networks.load_state_dict(self.averaged)
+        try:
+            with torch.inference_mode():
+                yield self.stage.networks
+        finally:
+            self.stage.networks.load_state_dict(own)
+
+    def _validate(self, held_out: Batch) -> dict[str, float]:
+        with self._averaged_networks() as networks:
+            return self.stage.validate(
+                networks, {k: v.to(self.device) for k, v in held_out.items()}
+            )
+
+    def _sheet(self, held_out: Batch) -> None:
+        with self._averaged_networks() as networks:
+            few = {k: v[:8].to(self.device) for k, v in held_out.items()}
+            pictures = self.stage.sheet(networks, few)
+        path = self.folder / "sheets" / f"{self.step:07d}.png"
+        save_sheet(pictures, self.stage.columns, path)
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        if self.rank:
+            return
+        state = {
+            "format": STATE_FORMAT,
+            "stage": self.stage.name,
+            "settings": json.dumps(asdict(self.settings)),
+            "config": json.dumps(self.stage.config),
+            "step": self.step,
+            "networks": self.stage.networks.state_dict(),
+            "averaged": self.averaged,
+            "players": {n: p.module.state_dict() for n, p in self.stage.players.items()},
+            "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+        }
+        part = self.state_path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.state_path)
+
+    def _resume(self) -> None:
+        state = read_state(self.state_path, self.device)
+        theirs, ours = (
+            json.loads(state["settings"]),
+            json.loads(json.dumps(asdict(self.settings))),
+        )
+        for name in ours:
+            if name not in MAY_CHANGE and theirs.get(name) != ours[name]:
+                raise ValueError(
+                    f"{self.folder}: holds a run with {name}={theirs.get(name)}, not {ours[name]}; "
+                    f"give the same settings to continue it, or another folder to start anew"
+                )
+        self.step = state["step"]
+        self.stage.networks.load_state_dict(state["networks"])
+        self.averaged = state["averaged"]
+        for name, player in self.stage.players.items():
+            player.module.load_state_dict(state["players"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        log.info("resumed %s at step %d", self.folder, self.step)
+
+
+# settings that a resumed run may change: how long, and what is written when
+MAY_CHANGE = frozenset(
+    {
+        "steps",
+        "late_share",
+        "workers",
+        "log_every",
+        "validate_every",
+        "sheet_every",
+        "save_minutes",
+    }
+)
+
+
+def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state a stage saved.
+
+    Raises:
+        ValueError: the file is not such a state.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no training state there; train this stage first") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
+        raise ValueError(f"{path}: not a training state: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise ValueError(f"{path}: not a training state of format {STATE_FORMAT}")
+    return state
+
+
+def load_averaged(network: nn.Module, folder: Path, name: str) -> dict[str, Any]:
+    """Fill ``network`` with the averaged weights of ``name`` in a run; returns the run's state."""
+    state = read_state(folder / "state.pt")
+    prefix = name + "."
+    tensors = {
+        key.removeprefix(prefix): value
+        for key, value in state["averaged"].items()
+        if key.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: network {name} does not fit: {error}") from error
+    return state
+
+
+def noise_like(x: Tensor, seeds: Tensor) -> Tensor:
+    """Standard normal noise, each sample from its own seed: the same on any number of devices."""
+    noise = [
+        torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(int(seed)))
+        for seed in seeds
+    ]
+    return torch.stack(noise).to(x)

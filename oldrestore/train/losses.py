@@ -1,0 +1,75 @@
+"""The losses of all stages, each a function of tensors.
+
+Every function returns a scalar that is the mean over the batch of a per-sample loss. With this the
+gradient of a batch spread over processes is the mean of their gradients.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from oldrestore.tone import LUMA
+
+
+def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)), mean over elements (Wan et al., eq. 1)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def pixel_l1(restored: Tensor, clean: Tensor, mask: Tensor, hole_weight: float) -> Tensor:
+    """L1 in which a pixel of a hole counts 1 + ``hole_weight`` times."""
+    return ((restored - clean).abs() * (1 + hole_weight * mask)).mean()
+
+
+def latent_l1(mapped: Tensor, target: Tensor) -> Tensor:
+    """Distance of the mapped latent to the clean photo's (Wan et al., CVPR 2020, eq. 3).
+
+    In standard deviations of the target's channels, so that the weight of this loss does not depend
+    on how a VAE scales its latent.
+    """
+    deviation = target.std(dim=(2, 3), keepdim=True).clamp(min=1e-2)
+    return ((mapped - target) / deviation).abs().mean()
+
+
+def lsgan(scores: Sequence[Tensor], is_real: bool) -> Tensor:
+    """Least-squares adversarial loss (Mao et al., 2017), summed over discriminator scales."""
+    goal = 1.0 if is_real else 0.0
+    return torch.stack([(score - goal).square().mean() for score in scores]).sum()
+
+
+def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Tensor:
+    """L1 between a discriminator's features of both (Wang et al., pix2pixHD, 2018).
+
+    Mean over scales and layers, the last (the score) left out.
+    """
+    terms = [
+        F.l1_loss(ours, theirs.detach())
+        for at_scale, real_at_scale in zip(fake, real, strict=True)
+        for ours, theirs in zip(at_scale[:-1], real_at_scale[:-1], strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def dice(logits: Tensor, label: Tensor) -> Tensor:
+    """1 - Dice coefficient, per sample (Milletari et al., V-Net, 2016), smoothed by one pixel."""
+    probability = logits.sigmoid()
+    both = (probability * label).sum(dim=(1, 2, 3))
+    either = probability.sum(dim=(1, 2, 3)) + label.sum(dim=(1, 2, 3))
+    return (1 - (2 * both + 1) / (either + 1)).mean()
+
+
+def tone_l1(corrected: Tensor, clean: Tensor, toned: Tensor) -> Tensor:
+    """L1 after the tone curve; of a grey or toned photo (``toned``, (B, 1)) only the brightness."""
+    luma = corrected.new_tensor(LUMA)[None, :, None, None]
+    difference = corrected - clean
+    brightness = (difference * luma).sum(dim=1).abs().mean(dim=(1, 2))
+    colour = difference.abs().mean(dim=(1, 2, 3))
+    return torch.where(toned[:, 0], brightness, colour).mean()
+
+
+def psnr(restored: Tensor, clean: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each sample of images in [-1, 1], in dB, (B,)."""
+    error = (restored.clamp(-1, 1) - clean).square().mean(dim=(1, 2, 3)) / 4
+    return -10 * error.clamp(min=1e-10).log10()

@@ -1,0 +1,134 @@
+"""Stage "mask": learn to find structured damage (Wan et al., CVPR 2020, section 3.3).
+
+The label is what the damage visibly changed: a white scratch on a white collar teaches nothing but
+to see scratches in collars.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oldrestore.degradation import (
+    DegradationSettings,
+    TextureSet,
+    degrade,
+    sample_degradation,
+)
+from oldrestore.mask import ScratchDetector
+from oldrestore.train import losses
+from oldrestore.train.config import MaskSettings
+from oldrestore.train.data import Batch, PhotoFolders, crop
+from oldrestore.train.loop import Player, Stage, load_averaged
+
+
+@dataclass(frozen=True)
+class LabelledDamage:
+    """A damaged crop and where the structured damage shows."""
+
+    clean: PhotoFolders
+    degradation: DegradationSettings
+    textures: TextureSet | None
+
+    def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
+        clean = crop(self.clean.pick(rng), crop_px, rng)
+        damage = sample_degradation(
+            rng, crop_px, crop_px, settings=self.degradation, textures=self.textures
+        )
+        pair = degrade(clean, damage, self.textures)
+        return {"degraded": pair.image, "label": pair.labelled}
+
+
+class Detection(nn.Module):
+    """The detector's side, the only one."""
+
+    def __init__(self, detector: ScratchDetector, settings: MaskSettings) -> None:
+        super().__init__()
+        self.detector = detector
+        self.settings = settings
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        logits, label = self.detector(batch["degraded"]), batch["label"]
+        found = {}
+        if self.settings.cross_entropy:
+            found["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, label)
+        if self.settings.dice:
+            found["dice"] = losses.dice(logits, label)
+        return found
+
+
+def make_stage(
+    settings: MaskSettings,
+    *,
+    clean: Sequence[Path],
+    textures: Path | None = None,
+    init_from: Path | None = None,
+) -> Stage:
+    """The stage.
+
+    Args:
+        clean: folders of clean photos.
+        textures: a folder of damage textures.
+        init_from: run folder of another detector to start from.
+
+    Raises:
+        ValueError: a folder is missing or holds nothing readable.
+    """
+    torch.manual_seed(settings.seed)
+    detector = ScratchDetector(settings.network)
+    if init_from is not None:
+        load_averaged(detector, init_from, "mask")
+    pieces = TextureSet.from_folder(textures) if textures is not None else None
+
+    def samples(held_out: bool) -> LabelledDamage:
+        smallest = max(settings.crop_px, settings.late_crop_px, 2 * settings.crop_px * held_out)
+        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
+        damage = settings.degradation
+        if held_out:
+            damage = replace(damage, p_structured=0.8)
+        return LabelledDamage(photos, damage, pieces)
+
+    weights = {"cross_entropy": settings.cross_entropy, "dice": settings.dice}
+    return Stage(
+        name="mask",
+        config={"mask": asdict(settings.network)},
+        networks=nn.ModuleDict({"mask": detector}),
+        players={"mask": Player(Detection(detector, settings), weights, settings.lr)},
+        samples=samples(held_out=False),
+        validation=samples(held_out=True),
+        validate=_validate,
+        sheet=_sheet,
+        columns=3,
+    )
+
+
+def _probability(networks: nn.ModuleDict, batch: Batch) -> Tensor:
+    detector = networks["mask"]
+    assert isinstance(detector, ScratchDetector)
+    return detector.probability(batch["degraded"])
+
+
+def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
+    """Precision, recall and F1 of single pixels at probability 0.5."""
+    found, label = _probability(networks, batch) > 0.5, batch["label"] > 0.5
+    hits = float((found & label).sum())
+    precision = hits / max(1.0, float(found.sum()))
+    recall = hits / max(1.0, float(label.sum()))
+    f1 = 2 * precision * recall / max(1e-9, precision + recall)
+    return {"precision": precision, "recall": recall, "f1": f1}
+
+
+def _sheet(networks: nn.ModuleDict, batch: Batch) -> Tensor:
+    def grey(probability: Tensor) -> Tensor:
+        return probability.expand(-1, 3, -1, -1) * 2 - 1
+
+    columns = [
+        batch["degraded"],
+        grey(_probability(networks, batch)),
+        grey(batch["label"]),
+    ]
+    return torch.stack(columns, dim=1).flatten(0, 1)

@@ -1,0 +1,209 @@
+"""Stage "vae": learn the latent space of one domain.
+
+Wan et al., CVPR 2020, section 3.1, eq. 1 and 2. The old domain is fed real and synthetic old photos
+half and half; a discriminator tells their latents apart and the encoder is pushed, on real photos
+only, to make that impossible.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oldrestore.degradation import TextureSet, degrade, sample_degradation
+from oldrestore.perceptual import Backbone
+from oldrestore.train import losses
+from oldrestore.train.config import VAESettings
+from oldrestore.train.data import Batch, PhotoFolders, crop
+from oldrestore.train.discriminators import MultiscaleDiscriminator
+from oldrestore.train.loop import Player, Stage, load_averaged, noise_like
+from oldrestore.train.players import (
+    Adversary,
+    adversary_player,
+    image_adversary,
+    perceptual_backbone,
+)
+from oldrestore.vae import VAE
+
+
+@dataclass(frozen=True)
+class CleanCrops:
+    """Domain Y: crops of clean photos."""
+
+    clean: PhotoFolders
+
+    def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
+        return {"image": crop(self.clean.pick(rng), crop_px, rng)}
+
+
+@dataclass(frozen=True)
+class OldCrops:
+    """Domains R and X in turn: a real old photo, then a synthetic one."""
+
+    clean: PhotoFolders
+    old: PhotoFolders
+    settings: VAESettings
+    textures: TextureSet | None
+
+    def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:
+        is_real = index % 2 == 0
+        if is_real:  # as it is: shrinking would take away the damage that is to be learnt
+            image = crop(self.old.pick(rng), crop_px, rng, shrink=False)
+        else:
+            clean = crop(self.clean.pick(rng), crop_px, rng)
+            damage = sample_degradation(
+                rng,
+                crop_px,
+                crop_px,
+                settings=self.settings.degradation,
+                textures=self.textures,
+            )
+            image = degrade(clean, damage, self.textures).image
+        return {"image": image, "is_real": torch.tensor(is_real)}
+
+
+class Autoencoding(nn.Module):
+    """The VAE's side: reconstruct, stay near the prior, please the discriminators."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        settings: VAESettings,
+        backbone: Backbone | None,
+        image_critic: Adversary | None,
+        latent_critic: Adversary | None,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.settings = settings
+        # in a tuple: what only judges is no part of this player
+        self._judges = (backbone, image_critic, latent_critic)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        settings = self.settings
+        backbone, image_critic, latent_critic = self._judges
+        image = batch["image"]
+        mean, logvar = self.vae.posterior(image)
+        latent = mean + noise_like(mean, batch["seed"]) * (0.5 * logvar).exp()
+        restored = self.vae.decode(latent)
+        found = {}
+        if settings.reconstruction:
+            found["reconstruction"] = (restored - image).abs().mean()
+        if settings.kl:
+            found["kl"] = losses.kl_to_prior(mean, logvar)
+        if backbone is not None:
+            found["perceptual"] = backbone.perceptual_loss(restored, image)
+        if image_critic is not None:
+            found |= image_critic.deceive(
+                restored,
+                image,
+                lsgan=settings.lsgan,
+                feature_matching=settings.feature_matching,
+            )
+        if latent_critic is not None:
+            real, synthetic = mean[batch["is_real"]], mean[~batch["is_real"]]
+            # one-sided: latents of synthetic photos are the goal, only those of real ones are moved
+            pushed = latent_critic.deceive(real, synthetic, lsgan=1.0, feature_matching=0.0)
+            found["latent_adversary"] = pushed["lsgan"]
+        return found
+
+
+def make_stage(
+    settings: VAESettings,
+    *,
+    clean: Sequence[Path],
+    old: Sequence[Path] = (),
+    textures: Path | None = None,
+    backbone: Path | None = None,
+    init_from: Path | None = None,
+) -> Stage:
+    """The stage of one domain.
+
+    Args:
+        clean, old: folders of photos; ``old`` is needed for the old domain alone.
+        textures: a folder of damage textures.
+        backbone: weights of a perceptual backbone.
+        init_from: run folder of another VAE to start from: the old one starts as the clean one, so
+            that both latent spaces agree and the mapping can start as the identity.
+
+    Raises:
+        ValueError: a folder is missing or holds nothing readable.
+    """
+    torch.manual_seed(settings.seed)
+    vae = VAE(settings.network)
+    if init_from is not None:
+        load_averaged(vae, init_from, "vae")
+    is_old = settings.domain == "old"
+    if is_old and not old:
+        raise ValueError("old: the old domain needs at least one folder of real old photos")
+    image_critic = latent_critic = None
+    players = {}
+    if settings.lsgan or settings.feature_matching:
+        image_critic = image_adversary(settings.adversary, 3)
+    if is_old and settings.latent_adversary:
+        channels = settings.network.latent_channels
+        latent_critic = Adversary(
+            "latent_discriminator",
+            MultiscaleDiscriminator(channels, settings.adversary.channels, 1),
+        )
+    judge = perceptual_backbone(backbone, settings.perceptual)
+    weights = {
+        name: getattr(settings, name)
+        for name in (
+            "reconstruction",
+            "kl",
+            "lsgan",
+            "feature_matching",
+            "perceptual",
+            "latent_adversary",
+        )
+    }
+    generator = Autoencoding(vae, settings, judge, image_critic, latent_critic)
+    players["vae"] = Player(generator, weights, settings.lr)
+    for critic in (image_critic, latent_critic):
+        if critic is not None:
+            players[critic.name] = adversary_player(critic, settings.adversary.lr)
+
+    def samples(held_out: bool) -> CleanCrops | OldCrops:
+        # a late crop may be the larger one
+        smallest = max(settings.crop_px, settings.late_crop_px, 2 * settings.crop_px * held_out)
+        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
+        if not is_old:
+            return CleanCrops(photos)
+        real = PhotoFolders(old, held_out=held_out, smallest_px=smallest)
+        pieces = TextureSet.from_folder(textures) if textures is not None else None
+        return OldCrops(photos, real, settings, pieces)
+
+    return Stage(
+        name=f"vae_{settings.domain}",
+        config={"vae": asdict(settings.network)},
+        networks=nn.ModuleDict({"vae": vae}),
+        players=players,
+        samples=samples(held_out=False),
+        validation=samples(held_out=True),
+        validate=_validate,
+        sheet=_sheet,
+        columns=2,
+    )
+
+
+def _reconstruct(networks: nn.ModuleDict, batch: Batch) -> Tensor:
+    vae = networks["vae"]
+    assert isinstance(vae, VAE)
+    return vae.decode(vae.encode(batch["image"]))
+
+
+def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
+    """PSNR of the reconstruction, of real and synthetic photos apart."""
+    quality = losses.psnr(_reconstruct(networks, batch), batch["image"])
+    figures = {"psnr": float(quality.mean())}
+    if "is_real" in batch:
+        figures["psnr_real"] = float(quality[batch["is_real"]].mean())
+    return figures
+
+
+def _sheet(networks: nn.ModuleDict, batch: Batch) -> Tensor:
+    return torch.stack([batch["image"], _reconstruct(networks, batch)], dim=1).flatten(0, 1)

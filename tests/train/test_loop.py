@@ -1,0 +1,196 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from oldrestore.train import mapping as mapping_stage
+from oldrestore.train import vae as vae_stage
+from oldrestore.train.config import MappingSettings, VAESettings, preset
+from oldrestore.train.loop import Trainer, learning_rate, load_averaged, noise_like, read_state
+from oldrestore.vae import VAE, VAEConfig
+
+CPU = torch.device("cpu")
+Start = Callable[[Path], Trainer]
+
+
+@pytest.fixture
+def start(clean_folder: Path, old_folder: Path) -> Start:
+    """A trainer of the stage with the most players, in a folder."""
+    settings = replace(
+        preset(VAESettings, "tiny"),
+        domain="old",
+        steps=6,
+        crop_px=32,
+        lsgan=0.1,
+        feature_matching=0.1,
+        log_every=2,
+        validate_every=3,
+        sheet_every=6,
+    )
+
+    def make(folder: Path) -> Trainer:
+        stage = vae_stage.make_stage(settings, clean=[clean_folder], old=[old_folder])
+        return Trainer(stage, settings, folder, CPU)
+
+    return make
+
+
+def _flat(state: object) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [t for value in state.values() for t in _flat(value)]
+    return []
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(start: Start, tmp_path: Path) -> None:
+    start(tmp_path / "whole").run()
+    start(tmp_path / "parts").run(until=2)
+    start(tmp_path / "parts").run()
+    whole = read_state(tmp_path / "whole" / "state.pt")
+    parts = read_state(tmp_path / "parts" / "state.pt")
+    assert whole["step"] == parts["step"] == 6
+    for key in ("networks", "averaged", "players", "optimizers"):
+        tensors, resumed = _flat(whole[key]), _flat(parts[key])
+        assert tensors
+        assert all(torch.equal(a, b) for a, b in zip(tensors, resumed, strict=True))
+
+
+def test_everything_is_logged(start: Start, tmp_path: Path) -> None:
+    start(tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "reconstruction" in line]
+    assert [line["step"] for line in losses] == [2, 4, 6]
+    expected = {
+        "reconstruction",
+        "kl",
+        "lsgan",
+        "feature_matching",
+        "latent_adversary",
+        "discriminator",
+        "latent_discriminator",
+        "lr",
+        "samples_per_s",
+        "data_wait",
+    }
+    assert expected <= set(losses[0])
+    assert [line["step"] for line in lines if "validation/psnr" in line] == [3, 6]
+    assert (tmp_path / "sheets" / "0000006.png").exists()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_loss_of_weight_zero_is_not_computed(clean_folder: Path, tmp_path: Path) -> None:
+    settings = replace(preset(VAESettings, "tiny"), steps=1, kl=0.0, log_every=1)
+    Trainer(vae_stage.make_stage(settings, clean=[clean_folder]), settings, tmp_path, CPU).run()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert "reconstruction" in line
+    assert not {"kl", "lsgan", "perceptual", "latent_adversary"} & set(line)
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    start: Start, clean_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    start(tmp_path).run(until=1)
+    settings = replace(preset(VAESettings, "tiny"), domain="old", steps=6, lr=1e-5)
+    stage = vae_stage.make_stage(settings, clean=[clean_folder], old=[old_folder])
+    with pytest.raises(ValueError, match="holds a run with"):
+        Trainer(stage, settings, tmp_path, CPU)
+
+
+def test_a_longer_run_continues(clean_folder: Path, tmp_path: Path) -> None:
+    for steps in (2, 4):
+        settings = replace(preset(VAESettings, "tiny"), steps=steps)
+        stage = vae_stage.make_stage(settings, clean=[clean_folder])
+        Trainer(stage, settings, tmp_path, CPU).run()
+    assert read_state(tmp_path / "state.pt")["step"] == 4
+
+
+def test_the_average_follows_the_weights(clean_folder: Path, tmp_path: Path) -> None:
+    settings = replace(preset(VAESettings, "tiny"), steps=2)
+    trainer = Trainer(vae_stage.make_stage(settings, clean=[clean_folder]), settings, tmp_path, CPU)
+    name = "vae.encoder.skip.weight"
+    expected = trainer.averaged[name].clone()
+    trainer.run(until=1)
+    decay = min(settings.ema, 2 / 11)  # (1 + step) / (10 + step), at step 1
+    expected = decay * expected + (1 - decay) * trainer.stage.networks.state_dict()[name]
+    assert torch.allclose(trainer.averaged[name], expected, atol=1e-7)
+
+
+def test_validation_leaves_the_weights_alone(start: Start, tmp_path: Path) -> None:
+    trainer = start(tmp_path)
+    before = [v.clone() for v in trainer.stage.networks.state_dict().values()]
+    with trainer._averaged_networks():
+        pass
+    after = trainer.stage.networks.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_schedules_start_warm_and_end_low() -> None:
+    cosine = VAESettings(steps=1000, warmup=10, final_lr=0.01)
+    assert learning_rate(cosine, 0) == pytest.approx(0.1, rel=1e-3)
+    assert learning_rate(cosine, 999) == pytest.approx(0.01, rel=1e-2)
+    linear = replace(cosine, schedule="linear")
+    assert learning_rate(linear, 400) == 1  # flat for the first half
+    assert learning_rate(linear, 750) == pytest.approx(0.5)
+
+
+def test_noise_is_a_function_of_the_sample() -> None:
+    x = torch.zeros(3, 2, 4, 4)
+    noise = noise_like(x, torch.tensor([5, 6, 7]))
+    assert torch.equal(noise[1:2], noise_like(x[:1], torch.tensor([6])))
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_a_mapping_needs_the_stages_before_it(clean_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no training state there"):
+        mapping_stage.make_stage(
+            preset(MappingSettings, "tiny"),
+            clean=[clean_folder],
+            vae_old=tmp_path / "a",
+            vae_clean=tmp_path / "b",
+        )
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", b"PK\x03\x04 cut"])
+def test_a_broken_state_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.pt: not a training state"):
+        read_state(path)
+
+
+def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Exploit:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, ("raise SystemExit('ran')",))
+
+    torch.save({"format": 1, "step": Exploit()}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="not a training state"):
+        read_state(tmp_path / "state.pt")
+
+
+def test_a_network_that_does_not_fit_is_named(clean_folder: Path, tmp_path: Path) -> None:
+    settings = replace(preset(VAESettings, "tiny"), steps=1)
+    Trainer(vae_stage.make_stage(settings, clean=[clean_folder]), settings, tmp_path, CPU).run()
+    other = VAE(VAEConfig(half_channels=12))
+    with pytest.raises(ValueError, match="network vae does not fit"):
+        load_averaged(other, tmp_path, "vae")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: expected at least 1"),
+        ({"crop_px": 100}, "crop_px: expected a multiple of 16"),
+        ({"schedule": "step"}, "schedule: expected 'cosine' or 'linear'"),
+        ({"amp": "int8"}, "amp: expected"),
+        ({"domain": "new"}, "domain: expected 'old' or 'clean'"),
+        ({"domain": "old", "batch": 3}, "expected an even number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(VAESettings(), **change)  # type: ignore[arg-type]

@@ -1,0 +1,165 @@
+"""Every stage, at its `tiny` preset, measurably learns; together they make a file that restores."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import oldrestore
+from oldrestore.checkpoint import read_checkpoint
+from oldrestore.train import mapping, mask, tone, vae
+from oldrestore.train.config import (
+    LoopSettings,
+    MappingSettings,
+    MaskSettings,
+    ToneSettings,
+    VAESettings,
+    preset,
+)
+from oldrestore.train.loop import Stage, Trainer
+from oldrestore.train.release import write_release
+
+Figures = dict[str, float]
+
+
+def _train(stage: Stage, settings: LoopSettings, folder: Path) -> tuple[Figures, Figures]:
+    """Train to the end; validation figures of the first and of the last step."""
+    trainer = Trainer(stage, settings, folder, torch.device("cpu"))
+    trainer.run(until=1)
+    trainer.run()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figures = [
+        {k.removeprefix("validation/"): v for k, v in line.items()}
+        for line in lines
+        if any(name.startswith("validation/") for name in line)
+    ]
+    return figures[0], figures[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def clean_vae(runs: Path, clean_folder: Path) -> tuple[Figures, Figures]:
+    settings = preset(VAESettings, "tiny")
+    stage = vae.make_stage(settings, clean=[clean_folder])
+    return _train(stage, settings, runs / "clean")
+
+
+@pytest.fixture(scope="module")
+def old_vae(
+    clean_vae: object, runs: Path, clean_folder: Path, old_folder: Path
+) -> tuple[Figures, Figures]:
+    settings = replace(preset(VAESettings, "tiny"), domain="old", steps=80)
+    stage = vae.make_stage(
+        settings, clean=[clean_folder], old=[old_folder], init_from=runs / "clean"
+    )
+    return _train(stage, settings, runs / "old")
+
+
+@pytest.fixture(scope="module")
+def mapped(old_vae: object, runs: Path, clean_folder: Path) -> tuple[Figures, Figures]:
+    settings = replace(preset(MappingSettings, "tiny"), trains="all")
+    stage = mapping.make_stage(
+        settings, clean=[clean_folder], vae_old=runs / "old", vae_clean=runs / "clean"
+    )
+    return _train(stage, settings, runs / "mapping")
+
+
+@pytest.fixture(scope="module")
+def detector(runs: Path, clean_folder: Path) -> tuple[Figures, Figures]:
+    settings = preset(MaskSettings, "tiny")
+    return _train(mask.make_stage(settings, clean=[clean_folder]), settings, runs / "mask")
+
+
+@pytest.fixture(scope="module")
+def toned(runs: Path, clean_folder: Path) -> tuple[Figures, Figures]:
+    settings = preset(ToneSettings, "tiny")
+    return _train(tone.make_stage(settings, clean=[clean_folder]), settings, runs / "tone")
+
+
+def test_the_clean_vae_learns_to_reconstruct(clean_vae: tuple[Figures, Figures]) -> None:
+    first, last = clean_vae
+    assert last["psnr"] > first["psnr"] + 6
+
+
+def test_the_old_vae_learns_real_photos_too(old_vae: tuple[Figures, Figures]) -> None:
+    first, last = old_vae
+    assert last["psnr_real"] > first["psnr_real"]
+
+
+def test_the_mapping_learns_to_mend(mapped: tuple[Figures, Figures]) -> None:
+    first, last = mapped
+    assert last["psnr"] > first["psnr"] + 1
+
+
+def test_the_detector_learns_to_find_damage(detector: tuple[Figures, Figures]) -> None:
+    first, last = detector
+    assert last["f1"] > first["f1"] + 0.1
+
+
+def test_the_tone_head_learns_to_undo_fading(toned: tuple[Figures, Figures]) -> None:
+    _, last = toned
+    assert last["faded_after"] > last["faded_before"]
+
+
+def test_the_stages_together_restore(
+    mapped: object, detector: object, toned: object, runs: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "tiny.safetensors"
+    write_release(
+        weights,
+        mapping=runs / "mapping",
+        mask=runs / "mask",
+        tone=runs / "tone",
+        about={"data": "drawn by the tests"},
+    )
+    checkpoint = read_checkpoint(weights)
+    assert not any("vae_clean.encoder" in key or "logvar" in key for key in checkpoint.tensors)
+    restorer = oldrestore.Restorer.load(weights)
+    photo = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    restored = restorer.restore(photo)
+    assert isinstance(restored.image, np.ndarray)
+    assert restored.image.shape == photo.shape
+    assert not np.array_equal(restored.image, photo)
+
+
+def test_a_frozen_mapping_stage_leaves_both_vaes_alone(
+    old_vae: object, runs: Path, clean_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(preset(MappingSettings, "tiny"), trains="mapping", steps=2)
+    stage = mapping.make_stage(
+        settings, clean=[clean_folder], vae_old=runs / "old", vae_clean=runs / "clean"
+    )
+    before = {k: v.clone() for k, v in stage.networks.state_dict().items()}
+    Trainer(stage, settings, tmp_path, torch.device("cpu")).run()
+    changed = {
+        k.split(".")[0]
+        for k, v in stage.networks.state_dict().items()
+        if not torch.equal(v, before[k])
+    }
+    assert changed == {"mapping"}
+
+
+def test_real_latents_are_pushed_and_synthetic_ones_are_not(
+    clean_folder: Path, old_folder: Path
+) -> None:
+    settings = replace(preset(VAESettings, "tiny"), domain="old", reconstruction=0.0, kl=0.0)
+    stage = vae.make_stage(settings, clean=[clean_folder], old=[old_folder])
+    player = stage.players["vae"]
+    image = torch.rand(4, 3, 32, 32) * 2 - 1
+    image.requires_grad_(True)
+    batch = {
+        "image": image,
+        "is_real": torch.tensor([True, False, True, False]),
+        "seed": torch.arange(4),
+    }
+    player.module(batch)["latent_adversary"].backward()
+    assert image.grad is not None
+    moved = image.grad.abs().amax(dim=(1, 2, 3)) > 0
+    assert moved.tolist() == [True, False, True, False]
