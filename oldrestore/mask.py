@@ -27,14 +27,13 @@ class DetectorConfig:
     @property
     def align_px(self) -> int:
         """Photos are padded to multiples of this, and tiles start at them."""
-        scales = len(self.channels)
-        return 1 << scales
+        return 1 << len(self.channels)
 
     @property
     def context_px(self) -> int:
         """How far a pixel can influence the logits."""
-        down = sum(2 ** (i + 1) * 2 * count for i, count in enumerate(self.blocks))
-        up = sum(2 ** (i + 1) * 2 for i in range(len(self.channels) - 1))
+        down = sum((2 << i) * 2 * count for i, count in enumerate(self.blocks))
+        up = sum((2 << i) * 2 for i in range(len(self.channels) - 1))
         return down + up + 2 + 2
 
 

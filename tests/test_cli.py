@@ -336,11 +336,3 @@ def test_the_module_runs_as_a_program() -> None:
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert "requires an argument" in failed.stdout + failed.stderr
-
-
-def test_importing_the_package_stays_light() -> None:
-    code = "import sys, oldrestore; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert "torch" in loaded
-    assert not loaded & {"cyclopts", "rich", "cv2", "torchmetrics", "tensorboard", "triton"}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from oldrestore.degradation import DegradationSettings
 from oldrestore.mapping import MappingConfig
 from oldrestore.mask import DetectorConfig
-from oldrestore.tone import ToneConfig
+from oldrestore.tone import THUMBNAIL_PX, ToneConfig
 from oldrestore.vae import VAEConfig
 
 
@@ -151,16 +151,29 @@ class MaskSettings(LoopSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ToneSettings(LoopSettings):
-    """Stage "tone": L1 after the curve, and cross-entropy of whether there is fading at all."""
+    """Stage "tone": L1 after the curve, and cross-entropy of whether there is fading at all.
+
+    crop_px is the side of the small copies, whatever the part of the photo they show.
+    """
+
+    crop_px: int = THUMBNAIL_PX
 
     network: ToneConfig = field(default_factory=ToneConfig)
     degradation: DegradationSettings = field(
         default_factory=lambda: DegradationSettings(
-            p_fading=0.5, p_structured=0.0, p_undamaged=0.05
+            p_fading=0.5,
+            p_undamaged=0.05,
+            # in a copy this small there is no detail left to lose
+            p_structured=0.0,
+            p_blur=0.0,
+            p_noise=0.0,
+            p_grain=0.0,
+            p_resampling=0.0,
+            p_jpeg=0.0,
         )
     )
     pixel: float = 1.0
-    faded: float = 0.05
+    faded: float = 0.2
 
 
 Settings = TypeVar("Settings", bound=LoopSettings)
@@ -197,7 +210,12 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str, Any]] = {
         **_TINY_LOOP,
         "lr": 2e-3,
     },
-    ("tiny", ToneSettings): {"network": ToneConfig(channels=(8, 16)), **_TINY_LOOP, "lr": 2e-3},
+    ("tiny", ToneSettings): {
+        "network": ToneConfig(channels=(8, 16)),
+        **_TINY_LOOP,
+        "steps": 300,
+        "lr": 3e-3,
+    },
     ("compact", VAESettings): {"steps": 3000},
     ("compact", MappingSettings): {"steps": 40_000, "late_crop_px": 192},
     ("compact", MaskSettings): {"steps": 10_000, "lr": 1.5e-3, "crop_px": 192},

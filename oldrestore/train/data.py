@@ -112,15 +112,22 @@ class PhotoFolders:
         return pixels
 
 
-def crop(pixels: np.ndarray, size_px: int, rng: Generator, *, shrink: bool = True) -> Tensor:
+def crop(
+    pixels: np.ndarray,
+    size_px: int,
+    rng: Generator,
+    *,
+    smallest_scale: float = SMALLEST_SCALE,
+) -> Tensor:
     """A random square of a photo, flipped half the time -> (3, size, size) in [-1, 1].
 
     Args:
         pixels: (H, W, 3) uint8, both sides at least ``size_px``.
-        shrink: take a larger square and shrink it by a random scale of at least SMALLEST_SCALE.
+        smallest_scale: a larger square is taken and shrunk, by a random scale of at least this, or
+            of what the photo allows; 1 = the photo's own pixels.
     """
     height, width = pixels.shape[:2]
-    scale = rng.uniform(max(SMALLEST_SCALE, size_px / min(height, width)), 1) if shrink else 1.0
+    scale = rng.uniform(min(1, max(smallest_scale, size_px / min(height, width))), 1)
     side = min(round(size_px / scale), height, width)
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     square = pixels[top : top + side, left : left + side]

@@ -25,6 +25,8 @@ from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop
 from oldrestore.train.loop import Player, Stage, load_averaged
 
+THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # of which validation looks for the best
+
 
 @dataclass(frozen=True)
 class LabelledDamage:
@@ -113,13 +115,16 @@ def _probability(networks: nn.ModuleDict, batch: Batch) -> Tensor:
 
 
 def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
-    """Precision, recall and F1 of single pixels at probability 0.5."""
-    found, label = _probability(networks, batch) > 0.5, batch["label"] > 0.5
-    hits = float((found & label).sum())
-    precision = hits / max(1.0, float(found.sum()))
-    recall = hits / max(1.0, float(label.sum()))
-    f1 = 2 * precision * recall / max(1e-9, precision + recall)
-    return {"precision": precision, "recall": recall, "f1": f1}
+    """Of single pixels: F1 at probability 0.5, and the best F1 with its threshold."""
+    probability, label = _probability(networks, batch), batch["label"] > 0.5
+
+    def f1(threshold: float) -> float:
+        found = probability > threshold
+        both = float((found & label).sum())
+        return 2 * both / max(1.0, float(found.sum() + label.sum()))
+
+    best = max(THRESHOLDS, key=f1)
+    return {"f1": f1(0.5), "f1_best": f1(best), "threshold_best": best}
 
 
 def _sheet(networks: nn.ModuleDict, batch: Batch) -> Tensor:

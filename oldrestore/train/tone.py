@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.degradation import DegradationSettings, degrade, sample_degradation
-from oldrestore.tone import THUMBNAIL_PX, ToneHead, apply_tone, is_toned, thumbnail
+from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
 from oldrestore.train import losses
 from oldrestore.train.config import ToneSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop
@@ -28,9 +28,7 @@ class FadedThumbnails:
     degradation: DegradationSettings
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        pixels = self.clean.pick(rng)
-        side = int(rng.uniform(0.6, 1) * min(pixels.shape[:2]))
-        clean = F.adaptive_avg_pool2d(crop(pixels, max(side, crop_px), rng, shrink=False), crop_px)
+        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=0.0)
         damage = sample_degradation(rng, crop_px, crop_px, settings=self.degradation)
         pair = degrade(clean, damage)
         return {
@@ -86,8 +84,7 @@ def make_stage(
         load_averaged(head, init_from, "tone")
 
     def samples(held_out: bool) -> FadedThumbnails:
-        smallest = max(settings.crop_px * 2, THUMBNAIL_PX)
-        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
+        photos = PhotoFolders(clean, held_out=held_out, smallest_px=2 * settings.crop_px)
         return FadedThumbnails(photos, settings.degradation)
 
     weights = {"pixel": settings.pixel, "faded": settings.faded}

@@ -51,7 +51,7 @@ class OldCrops:
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:
         is_real = index % 2 == 0
         if is_real:  # as it is: shrinking would take away the damage that is to be learnt
-            image = crop(self.old.pick(rng), crop_px, rng, shrink=False)
+            image = crop(self.old.pick(rng), crop_px, rng, smallest_scale=1.0)
         else:
             clean = crop(self.clean.pick(rng), crop_px, rng)
             damage = sample_degradation(

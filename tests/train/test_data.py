@@ -61,7 +61,7 @@ def test_crops_are_in_range_and_of_the_size(samples: CleanCrops) -> None:
 
 def test_an_unshrunk_crop_has_the_photos_own_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    image = crop(pixels, 32, np.random.default_rng(1), shrink=False)
+    image = crop(pixels, 32, np.random.default_rng(1), smallest_scale=1.0)
     levels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (32, 32, 3))[:, :, 0]
     assert (windows == levels).all(axis=(2, 3, 4)).any() or (windows == levels[:, ::-1]).all(
