@@ -110,6 +110,18 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the dtype that autocast asks for on their device, if it is on.
+
+    Inside the networks one layer may give half precision beside parameters in float32.
+    """
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
 def set_backend(model: nn.Module, backend: str | None) -> None:
     """Make every submodule that has a ``backend`` use this one; None: the fastest."""
     for module in model.modules():

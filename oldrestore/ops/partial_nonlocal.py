@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oldrestore.ops import _dispatch
 from oldrestore.ops._dispatch import Backend, Operation
 
 
@@ -44,6 +45,7 @@ def partial_nonlocal(
         ValueError: shapes, dtypes, devices or ``queries`` disagree, or the backend asked for
             cannot run them.
     """
+    query, key, value, mask = _dispatch.autocast(query, key, value, mask)
     _check(query, key, value, mask, queries)
     chosen = OPERATION.choose(backend, query.device, query, key, value, mask)
     return chosen.run(query, key, value, mask.detach(), queries=queries)

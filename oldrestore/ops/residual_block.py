@@ -55,6 +55,7 @@ def residual_block(
         ValueError: an argument has the wrong shape, dtype, device or value, or the backend asked
             for cannot run it.
     """
+    x, weight1, bias1, weight2, bias2 = _dispatch.autocast(x, weight1, bias1, weight2, bias2)
     _check(x, weight1, bias1, weight2, bias2, norm, padding)
     chosen = OPERATION.choose(backend, x.device, x, weight1, bias1, weight2, bias2)
     return chosen.run(x, weight1, bias1, weight2, bias2, norm=norm, padding=padding)

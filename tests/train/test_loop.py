@@ -194,3 +194,24 @@ def test_a_network_that_does_not_fit_is_named(clean_folder: Path, tmp_path: Path
 def test_settings_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(VAESettings(), **change)  # type: ignore[arg-type]
+
+
+def test_autocast_trains(clean_folder: Path, tmp_path: Path) -> None:
+    # of a CPU here; the same code runs on a GPU
+    for kind, make, more in (
+        (VAESettings, vae_stage.make_stage, {}),
+        (
+            MappingSettings,
+            mapping_stage.make_stage,
+            {"vae_old": tmp_path / "vae", "vae_clean": tmp_path / "vae"},
+        ),
+    ):
+        settings = replace(preset(kind, "tiny"), steps=2, crop_px=32, amp="bf16")
+        name = "mapping" if more else "vae"
+        stage = make(settings, clean=[clean_folder], **more)  # type: ignore[operator]
+        trainer = Trainer(stage, settings, tmp_path / name, CPU)
+        before = {k: v.clone() for k, v in stage.networks.state_dict().items()}
+        trainer.run()
+        after = stage.networks.state_dict()
+        assert all(v.dtype == torch.float32 for v in after.values())
+        assert any(not torch.equal(v, before[k]) for k, v in after.items())
