@@ -139,12 +139,17 @@ class MappingSettings(LoopSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings(LoopSettings):
-    """Stage "mask": binary cross-entropy and Dice on what the damage visibly changed."""
+    """Stage "mask": binary cross-entropy and Dice on what the damage visibly changed.
+
+    smallest_scale: photos are shrunk down to this before damage is laid on them. Small figures,
+        windows and papers look like spots: the detector has to see many that are none.
+    """
 
     network: DetectorConfig = field(default_factory=DetectorConfig)
     degradation: DegradationSettings = field(
-        default_factory=lambda: DegradationSettings(p_structured=0.65)
+        default_factory=lambda: DegradationSettings(p_structured=0.6, p_grey=0.5)
     )
+    smallest_scale: float = 0.25
     cross_entropy: float = 1.0
     dice: float = 0.5
 

@@ -35,9 +35,10 @@ class LabelledDamage:
     clean: PhotoFolders
     degradation: DegradationSettings
     textures: TextureSet | None
+    smallest_scale: float
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        clean = crop(self.clean.pick(rng), crop_px, rng)
+        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=self.smallest_scale)
         damage = sample_degradation(
             rng, crop_px, crop_px, settings=self.degradation, textures=self.textures
         )
@@ -92,7 +93,7 @@ def make_stage(
         damage = settings.degradation
         if held_out:
             damage = replace(damage, p_structured=0.8)
-        return LabelledDamage(photos, damage, pieces)
+        return LabelledDamage(photos, damage, pieces, settings.smallest_scale)
 
     weights = {"cross_entropy": settings.cross_entropy, "dice": settings.dice}
     return Stage(
