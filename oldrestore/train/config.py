@@ -211,9 +211,11 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str, Any]] = {
     ("tiny", VAESettings): {"network": _TINY_VAE, **_TINY_LOOP},
     ("tiny", MappingSettings): {"network": _TINY_MAPPING, **_TINY_LOOP},
     ("tiny", MaskSettings): {
-        "network": DetectorConfig(channels=(8, 12, 16), blocks=(1, 1, 1)),
+        "network": DetectorConfig(channels=(12, 16, 24), blocks=(1, 1, 1)),
         **_TINY_LOOP,
-        "lr": 2e-3,
+        "steps": 400,
+        "lr": 4e-3,
+        "degradation": DegradationSettings(p_structured=0.8, severity=(0.0, 0.3)),
     },
     ("tiny", ToneSettings): {
         "network": ToneConfig(channels=(8, 16)),
