@@ -99,9 +99,10 @@ class Degradation:
             raise ValueError(f"data: expected height, width and steps, got {sorted(data)}")
         steps = []
         for entry in data["steps"]:
-            kind = _KINDS.get(entry.get("kind"))
-            if kind is None:
-                raise ValueError(f"data: no step is of kind {entry.get('kind')!r}")
+            name = entry.get("kind") if isinstance(entry, Mapping) else None
+            if name not in _KINDS:
+                raise ValueError(f"data: no step is of kind {name!r}")
+            kind = _KINDS[name]
             values = {key: _tupled(value) for key, value in entry.items() if key != "kind"}
             expected = {field.name for field in fields(kind)}
             if set(values) != expected:
