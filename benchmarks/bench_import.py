@@ -1,4 +1,4 @@
-"""What importing costs beside torch: pytest benchmarks/bench_import.py --benchmark-enable
+"""What importing costs beside torch: pytest benchmarks/bench_import.py
 
 The bracket beside each time is its ratio to the fastest.
 """

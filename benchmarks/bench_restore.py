@@ -1,4 +1,4 @@
-"""The whole way, a megapixel on two threads: pytest benchmarks/bench_restore.py --benchmark-enable
+"""The whole way, a megapixel on two threads: pytest benchmarks/bench_restore.py
 
 python benchmarks/bench_restore.py ours          # seconds and peak memory, in a process alone
 python benchmarks/bench_restore.py reference     # the same networks in plain PyTorch

@@ -289,6 +289,7 @@ def test_a_folder_without_readable_photos_is_refused(tmp_path: Path) -> None:
         ({"rows": ["best"]}, "rows: expected some of input, .* got 'best'"),
         ({"rows": ["input"], "columns": ["hole"]}, "columns: expected some of .* got 'hole'"),
         ({"rows": ["input", "ours"]}, "restorer: the rows about ours need one"),
+        ({"rows": []}, "rows, columns: expected at least one of each, got none"),
         ({"rows": ["input"], "limit": 0}, "limit: expected 1 or more, got 0"),
     ],
 )

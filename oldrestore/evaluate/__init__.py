@@ -13,8 +13,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from cyclopts import Parameter
 
 from oldrestore.degradation import TextureSet
 from oldrestore.evaluate.methods import ROWS, Method, make_methods, needs_restorer
@@ -36,6 +38,9 @@ __all__ = ["COLUMNS", "INPUTS", "ROWS", "Cell", "Results", "Score", "Timing", "e
 
 # whose versions can change a score
 PACKAGES = ("oldrestore", "torch", "numpy", "pillow", "torchmetrics", "opencv-python-headless")
+
+# on the command line: --rows input ours, or --rows input --rows ours
+Names = Annotated[list[str], Parameter(negative="", consume_multiple=True)]
 
 
 def evaluate(
@@ -66,6 +71,8 @@ def evaluate(
         ValueError: an argument is none of its kind, or the folder has no readable photo.
         ModuleNotFoundError: OpenCV or torchmetrics is needed and not installed.
     """
+    if not rows or not columns:
+        raise ValueError("rows, columns: expected at least one of each, got none")
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise ValueError(f"columns: expected some of {', '.join(COLUMNS)}, got {unknown[0]!r}")
     methods = make_methods(rows, restorer)
@@ -172,11 +179,11 @@ def main(
     backbone: Path | None = None,
     textures: Path | None = None,
     limit: int | None = None,
-    rows: list[str] | None = None,
-    columns: list[str] | None = None,
+    rows: Names | None = None,
+    columns: Names | None = None,
     output: Path | None = None,
     threads: int | None = None,
-    markdown: bool = False,
+    markdown: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Damage clean photos, restore them, and print how close the restored are.
 

@@ -97,9 +97,9 @@ class Results:
         parts = ["PSNR in dB", "SSIM"]
         if self.config["backbone"] is not None:
             parts.append(f"perceptual distance ({self.config['backbone']['name']})")
-        threads = self.config["threads"]
+        threads, photos = self.config["threads"], len(self.config["photos"])
         return (
-            f"{' / '.join(parts)}; {len(self.config['photos'])} photos, "
+            f"{' / '.join(parts)}; {photos} photo{'s' if photos != 1 else ''}, "
             f"seed {self.config['seed']}; s/MP: seconds a megapixel, "
             f"{threads} thread{'s' if threads != 1 else ''}"
         )
