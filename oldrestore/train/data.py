@@ -129,13 +129,14 @@ def crop(
     height, width = pixels.shape[:2]
     scale = rng.uniform(min(1, max(smallest_scale, size_px / min(height, width))), 1)
     side = min(round(size_px / scale), height, width)
-    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    top, left = (int(rng.integers(room + 1)) for room in (height - side, width - side))
     square = pixels[top : top + side, left : left + side]
+    if side != size_px:
+        square = np.asarray(
+            Image.fromarray(square).resize((size_px, size_px), Image.Resampling.BICUBIC)
+        )
     if rng.random() < 0.5:
         square = square[:, ::-1]
-    if side != size_px:
-        image = Image.fromarray(np.ascontiguousarray(square))
-        square = np.asarray(image.resize((size_px, size_px), Image.Resampling.LANCZOS))
     chw = np.ascontiguousarray(square.transpose(2, 0, 1))
     return torch.from_numpy(chw).float() / 127.5 - 1
 
