@@ -17,11 +17,14 @@ class Defaults:
     threshold: a pixel is damaged where its probability is above this.
     dilation_px: the detected mask is widened by this, to take a scratch's soft edge along.
     tone_strength: how much of the estimated fading is undone, 0 to 1.
+    faded_probability: a photo less likely faded than this keeps its tone. High, because a sound
+        photo that is "corrected" is worse than a faded one that is not.
     """
 
     threshold: float = 0.5
     dilation_px: int = 1
     tone_strength: float = 0.5
+    faded_probability: float = 0.8
 
 
 @dataclass(frozen=True)

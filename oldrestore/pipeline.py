@@ -30,8 +30,6 @@ from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
 from oldrestore.vae import Decoder, Encoder
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-# a photo less likely faded than this keeps its tone: a weak correction of a sound photo is a fault
-FADED_PROBABILITY = 0.5
 
 OPERATIONS: dict[type[nn.Module], str] = {
     ResidualBlock: "residual_block",
@@ -320,7 +318,7 @@ class Restorer:
         small = thumbnail(filled.float())
         curve = self.tone_head(small).common(is_toned(small))
         faded = float(curve.faded)
-        strength = strength if faded > FADED_PROBABILITY else 0.0
+        strength = strength if faded > self.config.defaults.faded_probability else 0.0
         applied = AppliedTone(
             strength=strength,
             faded=faded,

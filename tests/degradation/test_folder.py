@@ -121,6 +121,14 @@ def test_destination_that_is_a_file_is_named(source: Path, tmp_path: Path) -> No
         degrade_folder(source, tmp_path / "out", settings=SETTINGS)
 
 
+def test_pair_that_cannot_be_completed_is_removed(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mask").write_text("in the way")
+    with pytest.raises(PhotoError, match="mask"):
+        degrade_folder(source, tmp_path / "out", settings=SETTINGS)
+    assert written(tmp_path / "out") == set()
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file may grow beyond 2500 bytes, as on a disk that is almost full."""

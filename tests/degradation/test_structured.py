@@ -109,6 +109,21 @@ def test_scratch_follows_its_heading_and_width() -> None:
     assert 2 <= float(mask.sum(dim=1).mean()) <= 6
 
 
+def test_lines_thinner_than_a_pixel_are_fainter() -> None:
+    black = torch.full((3, 96, 128), -1.0)
+    whole, half = (
+        degrade(
+            black,
+            Degradation(
+                96, 128, (Scratch((0.0, 64.0), 90.0, 96.0, px, 0.0, 0.0, 1.0, WHITE, "hole", 1),)
+            ),
+        ).image.amax(dim=(0, 2))
+        + 1
+        for px in (0.6, 0.3)
+    )
+    assert float((half / whole).mean()) == pytest.approx(0.5, abs=0.1)
+
+
 def test_gaps_interrupt_a_scratch() -> None:
     whole, broken = (
         mask_of(Scratch((0.0, 64.0), 90.0, 96.0, 2.0, 0.0, gaps, 1.0, WHITE, "hole", 1)).sum()

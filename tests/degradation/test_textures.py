@@ -55,6 +55,22 @@ def test_frame_covers_a_picture_that_is_larger(textures: TextureSet) -> None:
     assert degraded.mask[0, :, 300:].any()
 
 
+def test_frame_keeps_its_proportions(textures: TextureSet) -> None:
+    # a picture of 400 rows needs the whole height of the frame, however narrow it is
+    wide, narrow = (
+        degrade(
+            torch.zeros(3, 400, width),
+            Degradation(
+                400, width, (FilmFrame("frame.png", (0, 0), 0.25, False, 0, 1.0, WHITE, "hole"),)
+            ),
+            textures,
+        ).image
+        for width in (600, 200)
+    )
+    # but for the last columns, where the filter sees the cut
+    assert torch.equal(wide[:, :, :195], narrow[:, :, :195])
+
+
 def test_folder_without_textures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PNG"):
         TextureSet.from_folder(tmp_path)
