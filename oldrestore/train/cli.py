@@ -197,6 +197,7 @@ def mask(
     run: Path,
     *,
     clean: list[Path],
+    old: list[Path] | None = None,
     preset: str = "compact",
     textures: Path | None = None,
     init_from: Path | None = None,
@@ -209,6 +210,7 @@ def mask(
     Args:
         run: folder of the run; a run that is there is continued.
         clean: folders of clean photos, drawn from equally often.
+        old: folders of real old photos, as further ground to lay damage on.
         preset: "tiny" or "compact".
         textures: folder of damage textures (grey pictures, white = damage).
         init_from: run folder of another detector to start from.
@@ -218,7 +220,9 @@ def mask(
     settings = _settings(MaskSettings, preset, flags)
 
     def make() -> Stage:
-        return mask_stage.make_stage(settings, clean=clean, textures=textures, init_from=init_from)
+        return mask_stage.make_stage(
+            settings, clean=clean, old=old or [], textures=textures, init_from=init_from
+        )
 
     _run(make, settings, run, device, threads)
 

@@ -143,6 +143,7 @@ class MaskSettings(LoopSettings):
 
     smallest_scale: photos are shrunk down to this before damage is laid on them. Small figures,
         windows and papers look like spots: the detector has to see many that are none.
+    old_share: share of the samples whose ground is a real old photo, if there are any.
     """
 
     network: DetectorConfig = field(default_factory=DetectorConfig)
@@ -150,6 +151,7 @@ class MaskSettings(LoopSettings):
         default_factory=lambda: DegradationSettings(p_structured=0.6, p_grey=0.5)
     )
     smallest_scale: float = 0.25
+    old_share: float = 0.5
     cross_entropy: float = 1.0
     dice: float = 0.5
 

@@ -1,12 +1,15 @@
 """Stage "mask": learn to find structured damage (Wan et al., CVPR 2020, section 3.3).
 
 The label is what the damage visibly changed: a white scratch on a white collar teaches nothing but
-to see scratches in collars.
+to see scratches in collars. Real old photos may be given as further ground to lay damage on: their
+collars, plate edges and faint figures are what a detector most easily takes for damage. Their own
+damage is not labelled, which is a small error: it covers far less than what is laid on them.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.degradation import (
-    DegradationSettings,
     TextureSet,
     degrade,
     sample_degradation,
@@ -26,6 +28,15 @@ from oldrestore.train.data import Batch, PhotoFolders, crop
 from oldrestore.train.loop import Player, Stage, load_averaged
 
 THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # of which validation looks for the best
+# a real old photo has its blur, grain and tone; only structured damage is laid on it
+ALREADY_OLD: dict[str, Any] = {
+    "p_blur": 0.0,
+    "p_noise": 0.0,
+    "p_grain": 0.0,
+    "p_resampling": 0.0,
+    "p_fading": 0.0,
+    "p_grey": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -33,16 +44,17 @@ class LabelledDamage:
     """A damaged crop and where the structured damage shows."""
 
     clean: PhotoFolders
-    degradation: DegradationSettings
+    old: PhotoFolders | None
+    settings: MaskSettings
     textures: TextureSet | None
-    smallest_scale: float
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=self.smallest_scale)
-        damage = sample_degradation(
-            rng, crop_px, crop_px, settings=self.degradation, textures=self.textures
-        )
-        pair = degrade(clean, damage, self.textures)
+        photos, damage = self.clean, self.settings.degradation
+        if self.old is not None and rng.random() < self.settings.old_share:
+            photos, damage = self.old, replace(damage, **ALREADY_OLD)
+        ground = crop(photos.pick(rng), crop_px, rng, smallest_scale=self.settings.smallest_scale)
+        drawn = sample_degradation(rng, crop_px, crop_px, settings=damage, textures=self.textures)
+        pair = degrade(ground, drawn, self.textures)
         return {"degraded": pair.image, "label": pair.labelled}
 
 
@@ -68,6 +80,7 @@ def make_stage(
     settings: MaskSettings,
     *,
     clean: Sequence[Path],
+    old: Sequence[Path] = (),
     textures: Path | None = None,
     init_from: Path | None = None,
 ) -> Stage:
@@ -75,6 +88,7 @@ def make_stage(
 
     Args:
         clean: folders of clean photos.
+        old: folders of real old photos, as further ground for drawn damage.
         textures: a folder of damage textures.
         init_from: run folder of another detector to start from.
 
@@ -90,10 +104,11 @@ def make_stage(
     def samples(held_out: bool) -> LabelledDamage:
         smallest = max(settings.crop_px, settings.late_crop_px, 2 * settings.crop_px * held_out)
         photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-        damage = settings.degradation
+        real = PhotoFolders(old, held_out=held_out, smallest_px=smallest) if old else None
+        chosen = settings
         if held_out:
-            damage = replace(damage, p_structured=0.8)
-        return LabelledDamage(photos, damage, pieces, settings.smallest_scale)
+            chosen = replace(settings, degradation=replace(settings.degradation, p_structured=0.8))
+        return LabelledDamage(photos, real, chosen, pieces)
 
     weights = {"cross_entropy": settings.cross_entropy, "dice": settings.dice}
     return Stage(
