@@ -15,9 +15,10 @@ class DegradationSettings:
     step is drawn around it, so that one photo is mild or bad as a whole.
 
     p_undamaged: nothing at all is done.
-    p_grey: the photo is made grey; p_fading: its tone is changed.
+    p_grey: the photo is made grey.
+    p_fading: its tone is changed.
     p_structured: scratches, holes and their like are laid over it.
-    p_blur, p_noise, p_grain, p_resampling, p_jpeg: each unstructured step.
+    p_blur, p_noise, p_grain, p_resampling, p_jpeg: the unstructured step of this name is taken.
     p_texture: real textures join the drawn damage, where a `TextureSet` is given.
     severity: range of the photo's severity, within [0, 1].
     blur_sigma_px: of the psf, at strength 0 and 1.

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
+import re
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +39,7 @@ app = App(name="train", help="Train the stages of the triplet, then release them
 def _overrides(settings: type[Any], skip: frozenset[str] = frozenset()) -> type[Any]:
     """A dataclass with the fields of ``settings``, each optional: what a flag may change."""
     hints = typing.get_type_hints(settings)
+    helps = _helps(settings)
     fields: list[tuple[str, Any, Any]] = []
     for field in dataclasses.fields(settings):
         if field.name in skip or not field.init:
@@ -44,12 +48,23 @@ def _overrides(settings: type[Any], skip: frozenset[str] = frozenset()) -> type[
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
             kind = _overrides(kind)
-        fields.append((field.name, kind | None, dataclasses.field(default=None)))
+        described = Annotated[kind | None, Parameter(help=helps.get(field.name))]  # type: ignore[valid-type]  # made at run time
+        fields.append((field.name, described, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(
         f"{settings.__name__}Flags", fields, frozen=True, kw_only=True
     )
     made.__module__ = __name__  # make_dataclass says "types", which cyclopts takes for a builtin
     return made
+
+
+def _helps(settings: type[Any]) -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases say of the fields: "name, name: text"."""
+    entry = re.compile(r"^(\w+(?:, \w+)*): (.*(?:\n +.*)*)", flags=re.MULTILINE)
+    found: dict[str, str] = {}
+    for base in reversed(settings.__mro__[:-1]):
+        for names, text in entry.findall(inspect.getdoc(base) or ""):
+            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return found
 
 
 def _apply(settings: Any, overrides: Any) -> Any:
@@ -93,166 +108,149 @@ def _processes(device: str | None) -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
-def _run(
-    make: Callable[[], Stage],
-    settings: LoopSettings,
-    folder: Path,
-    device: str | None,
-    threads: int | None,
-) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with _processes(device) as on:
-        Trainer(make(), settings, folder, on).run()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every stage is given.
+
+    Parameters
+    ----------
+    clean:
+        Folders of clean photos, drawn from equally often.
+    preset:
+        "tiny" or "compact".
+    init_from:
+        Run folder of the same stage to start from.
+    device:
+        "cpu", "cuda", ...; the GPU if there is one.
+    threads:
+        Of the networks on a CPU.
+    """
+
+    clean: list[Path]
+    preset: str = "compact"
+    init_from: Path | None = None
+    device: str | None = None
+    threads: int | None = None
+
+    def train(self, run: Path, settings: LoopSettings, make: Callable[[], Stage]) -> None:
+        """Start the run in its folder, or continue it."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        with _processes(self.device) as device:
+            Trainer(make(), settings, run, device).run()
 
 
 def vae(
     run: Path,
     *,
-    clean: list[Path],
-    old: list[Path] | None = None,
+    common: Common,
     domain: str = "clean",
-    preset: str = "compact",
+    old: list[Path] | None = None,
     textures: Path | None = None,
     backbone: Path | None = None,
-    init_from: Path | None = None,
-    device: str | None = None,
-    threads: int | None = None,
     flags: Any = None,
 ) -> None:
     """Learn the latent space of a domain.
 
     Args:
         run: folder of the run; a run that is there is continued.
-        clean: folders of clean photos, drawn from equally often.
-        old: folders of real old photos, for the old domain.
         domain: "clean" or "old".
-        preset: "tiny" or "compact".
+        old: folders of real old photos, for the old domain.
         textures: folder of damage textures (grey pictures, white = damage).
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
-        init_from: run folder of another VAE to start from.
-        device: "cpu", "cuda", ...; the GPU if there is one.
-        threads: of the networks on a CPU.
     """
-    settings = _settings(VAESettings, preset, flags, domain=domain)
+    settings = _settings(VAESettings, common.preset, flags, domain=domain)
 
     def make() -> Stage:
         return vae_stage.make_stage(
             settings,
-            clean=clean,
+            clean=common.clean,
             old=old or [],
             textures=textures,
             backbone=backbone,
-            init_from=init_from,
+            init_from=common.init_from,
         )
 
-    _run(make, settings, run, device, threads)
+    common.train(run, settings, make)
 
 
 def mapping(
     run: Path,
     *,
-    clean: list[Path],
+    common: Common,
     vae_old: Path,
     vae_clean: Path,
-    preset: str = "compact",
     textures: Path | None = None,
     backbone: Path | None = None,
-    init_from: Path | None = None,
-    device: str | None = None,
-    threads: int | None = None,
     flags: Any = None,
 ) -> None:
     """Learn to translate latents of old photos to those of clean ones.
 
     Args:
         run: folder of the run; a run that is there is continued.
-        clean: folders of clean photos, drawn from equally often.
         vae_old: run folder of the old domain's VAE.
         vae_clean: run folder of the clean domain's VAE.
-        preset: "tiny" or "compact".
         textures: folder of damage textures (grey pictures, white = damage).
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
-        init_from: run folder of another mapping to start from, its VAEs included.
-        device: "cpu", "cuda", ...; the GPU if there is one.
-        threads: of the networks on a CPU.
     """
-    settings = _settings(MappingSettings, preset, flags)
+    settings = _settings(MappingSettings, common.preset, flags)
 
     def make() -> Stage:
         return mapping_stage.make_stage(
             settings,
-            clean=clean,
+            clean=common.clean,
             vae_old=vae_old,
             vae_clean=vae_clean,
             textures=textures,
             backbone=backbone,
-            init_from=init_from,
+            init_from=common.init_from,
         )
 
-    _run(make, settings, run, device, threads)
+    common.train(run, settings, make)
 
 
 def mask(
     run: Path,
     *,
-    clean: list[Path],
+    common: Common,
     old: list[Path] | None = None,
-    preset: str = "compact",
     textures: Path | None = None,
-    init_from: Path | None = None,
-    device: str | None = None,
-    threads: int | None = None,
     flags: Any = None,
 ) -> None:
     """Learn to find scratches, spots and tears.
 
     Args:
         run: folder of the run; a run that is there is continued.
-        clean: folders of clean photos, drawn from equally often.
         old: folders of real old photos, as further ground to lay damage on.
-        preset: "tiny" or "compact".
         textures: folder of damage textures (grey pictures, white = damage).
-        init_from: run folder of another detector to start from.
-        device: "cpu", "cuda", ...; the GPU if there is one.
-        threads: of the networks on a CPU.
     """
-    settings = _settings(MaskSettings, preset, flags)
+    settings = _settings(MaskSettings, common.preset, flags)
 
     def make() -> Stage:
         return mask_stage.make_stage(
-            settings, clean=clean, old=old or [], textures=textures, init_from=init_from
+            settings,
+            clean=common.clean,
+            old=old or [],
+            textures=textures,
+            init_from=common.init_from,
         )
 
-    _run(make, settings, run, device, threads)
+    common.train(run, settings, make)
 
 
-def tone(
-    run: Path,
-    *,
-    clean: list[Path],
-    preset: str = "compact",
-    init_from: Path | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    flags: Any = None,
-) -> None:
+def tone(run: Path, *, common: Common, flags: Any = None) -> None:
     """Learn to undo fading.
 
     Args:
         run: folder of the run; a run that is there is continued.
-        clean: folders of clean photos, drawn from equally often.
-        preset: "tiny" or "compact".
-        init_from: run folder of another tone head to start from.
-        device: "cpu", "cuda", ...; the GPU if there is one.
-        threads: of the networks on a CPU.
     """
-    settings = _settings(ToneSettings, preset, flags)
+    settings = _settings(ToneSettings, common.preset, flags)
 
     def make() -> Stage:
-        return tone_stage.make_stage(settings, clean=clean, init_from=init_from)
+        return tone_stage.make_stage(settings, clean=common.clean, init_from=common.init_from)
 
-    _run(make, settings, run, device, threads)
+    common.train(run, settings, make)
 
 
 def release(

@@ -20,16 +20,20 @@ class LoopSettings:
     steps: optimiser steps in all. A resumed run may be given another total.
     batch: crops a step, over all processes together.
     crop_px: side of the crops.
-    late_crop_px, late_share: in the last share of the steps the crops have this side; 0 = the same.
-    lr: peak learning rate. betas, weight_decay: of AdamW.
+    late_crop_px: side of the crops late in the run; 0 = the same.
+    late_share: share of the steps that counts as late.
+    lr: peak learning rate.
+    betas, weight_decay: of AdamW.
     warmup: steps of linear warm-up.
-    schedule: "cosine" to ``final_lr`` of the peak, or "linear" (flat for the first half, then a
+    schedule: "cosine", or "linear" (flat for the first half, then a
         straight line to zero, as published).
+    final_lr: learning rate at the end, as a share of the peak.
     clip: largest norm of the gradient; 0 = no limit.
     ema: decay of the averaged weights.
     seed: of everything random.
     workers: data loading processes a training process; 0 = load in the process itself.
-    log_every, validate_every, sheet_every: in steps. save_minutes: between saves of the state.
+    log_every, validate_every, sheet_every: steps from one to the next.
+    save_minutes: from one save of the state to the next.
     amp: "off", "bf16" or "fp16"; autocast of the networks, on a GPU.
     """
 
