@@ -68,6 +68,8 @@ class PhotoFolders:
             raise ValueError(f"{folder}: expected a folder of photos, found none there")
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         good = [path for path in found if self._is_readable(path)]
+        if len(good) < len(found):
+            log.warning("%s: %d of %d photos skipped", folder, len(found) - len(good), len(found))
         if not good:
             raise ValueError(
                 f"{folder}: no readable photo in it ({len(found)} tried); "

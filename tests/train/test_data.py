@@ -109,6 +109,7 @@ def test_unreadable_photos_are_skipped_counted_and_named(
     assert {p.name for p in photos.unreadable} == {"truncated.png", "empty.jpg", "text.jpg"}
     assert len(photos) == 3
     assert "truncated.png" in caplog.text
+    assert "3 of 6 photos skipped" in caplog.text
 
 
 def test_a_folder_without_photos_is_an_error_that_names_it(tmp_path: Path) -> None:
