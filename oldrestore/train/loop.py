@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import pickle
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -132,7 +134,12 @@ class Trainer:
         return DistributedDataParallel(module, find_unused_parameters=True)
 
     def run(self, until: int | None = None) -> None:
-        """Train to the end, or to step ``until``."""
+        """Train to the end, or to step ``until``.
+
+        Raises:
+            KeyboardInterrupt: asked to stop (Ctrl-C, SIGTERM), after saving the step under way; one
+                of several processes stops at once and leaves the last saved state.
+        """
         end = min(self.settings.steps, until or self.settings.steps)
         if self.step >= end:
             return
@@ -140,10 +147,15 @@ class Trainer:
         if self.rank == 0:
             crop_px = min(VALIDATION_CROP_PX, 2 * self.settings.crop_px)
             held_out = fixed_batch(self.stage.validation, VALIDATION_CROPS, crop_px)
-        with RunLog(self.folder, self.stage.name, self.settings.steps, self.rank == 0) as run_log:
-            self._loop(end, held_out, run_log)
+        with (
+            RunLog(self.folder, self.stage.name, self.settings.steps, self.rank == 0) as run_log,
+            _stop_request(is_alone=self.world == 1) as stop,
+        ):
+            self._loop(end, held_out, run_log, stop)
 
-    def _loop(self, end: int, held_out: Batch | None, run_log: RunLog) -> None:
+    def _loop(
+        self, end: int, held_out: Batch | None, run_log: RunLog, stop: threading.Event
+    ) -> None:
         settings = self.settings
         source = batches(
             self.stage.samples,
@@ -166,9 +178,12 @@ class Trainer:
                     run_log.write_validation(self.step, self._validate(held_out))
                 if self.step % settings.sheet_every == 0 or self.step == end:
                     self._sheet(held_out)
-            if self.step == end or time.monotonic() - saved > 60 * settings.save_minutes:
+            is_due = time.monotonic() - saved > 60 * settings.save_minutes
+            if self.step == end or stop.is_set() or is_due:
                 self.save()
                 saved = time.monotonic()
+            if stop.is_set() and self.step < end:
+                raise KeyboardInterrupt
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step of every player; their losses by name, unweighted."""
@@ -270,6 +285,24 @@ class Trainer:
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
         log.info("resumed %s at step %d", self.folder, self.step)
+
+
+@contextlib.contextmanager
+def _stop_request(*, is_alone: bool) -> Iterator[threading.Event]:
+    """Set once this process is asked to stop, so that a step is never cut in two.
+
+    Processes that train together would not stop at the same step; they are left as they are.
+    """
+    stop = threading.Event()
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    if not is_alone or threading.current_thread() is not threading.main_thread():
+        signals = ()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # settings that a resumed run may change: how long, and what is written when

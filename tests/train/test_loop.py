@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +59,26 @@ def test_a_resumed_run_is_the_same_to_the_bit(start: Start, tmp_path: Path) -> N
         tensors, resumed = _flat(whole[key]), _flat(parts[key])
         assert tensors
         assert all(torch.equal(a, b) for a, b in zip(tensors, resumed, strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_saves_its_step(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    trainer = start(tmp_path)
+    train_step = trainer.train_step
+
+    def stopped_in_step_two(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if trainer.step == 1:
+            os.kill(os.getpid(), number)
+        return train_step(batch)
+
+    trainer.train_step = stopped_in_step_two  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert read_state(tmp_path / "state.pt")["step"] == 2
+    assert signal.getsignal(number) == before
 
 
 def test_everything_is_logged(start: Start, tmp_path: Path) -> None:
