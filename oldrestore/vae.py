@@ -6,7 +6,6 @@ three domains into latents of two spaces. At use only the old encoder and the cl
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -118,9 +117,3 @@ class VAE(nn.Module):
         """Image (B, 3, H, W) of a latent; not clamped to [-1, 1]."""
         image: Tensor = self.decoder(latent)
         return image
-
-
-def sample_latent(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw from N(mean, exp(logvar)) by the reparametrisation of Kingma and Welling (2014)."""
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    return mean + noise * (0.5 * logvar).exp()

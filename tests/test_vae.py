@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from oldrestore.vae import VAE, VAEConfig, sample_latent
+from oldrestore.vae import VAE, VAEConfig
 
 SMALL = VAEConfig(latent_channels=8, half_channels=6, quarter_channels=10)
 
@@ -28,13 +28,6 @@ def test_encoding_gives_the_mean_of_the_posterior(vae: VAE) -> None:
 def test_a_fresh_vae_is_nearly_certain(vae: VAE) -> None:
     _, logvar = vae.posterior(torch.rand(1, 3, 16, 16))
     assert logvar.unique().tolist() == [-6.0]
-
-
-def test_samples_have_the_posteriors_mean_and_spread() -> None:
-    mean, logvar = torch.full((1, 1, 200, 200), 0.5), torch.full((1, 1, 200, 200), -2.0)
-    drawn = sample_latent(mean, logvar, torch.Generator().manual_seed(0))
-    assert drawn.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert drawn.std().item() == pytest.approx(torch.tensor(-1.0).exp().item(), rel=0.02)
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
