@@ -5,16 +5,25 @@ from __future__ import annotations
 import torch
 
 from oldrestore.ops import partial_nonlocal as _partial_nonlocal
+from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
 from oldrestore.ops._dispatch import set_backend
 from oldrestore.ops.partial_nonlocal import partial_nonlocal
+from oldrestore.ops.patch_attention import patch_attention
 from oldrestore.ops.residual_block import residual_block
 
-__all__ = ["available", "describe", "partial_nonlocal", "residual_block", "set_backend"]
+__all__ = [
+    "available",
+    "describe",
+    "partial_nonlocal",
+    "patch_attention",
+    "residual_block",
+    "set_backend",
+]
 
 _OPERATIONS = {
-    operation.name: operation
-    for operation in (_partial_nonlocal.OPERATION, _residual_block.OPERATION)
+    module.OPERATION.name: module.OPERATION
+    for module in (_partial_nonlocal, _patch_attention, _residual_block)
 }
 
 

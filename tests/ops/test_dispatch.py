@@ -18,7 +18,7 @@ class Block(nn.Module):
 
 
 def test_the_reference_is_always_available_and_last() -> None:
-    for name in ("partial_nonlocal", "residual_block"):
+    for name in ("partial_nonlocal", "patch_attention", "residual_block"):
         for device in ("cpu", "cuda", "meta"):
             assert ops.available(name, device)[-1] == "reference"
 
