@@ -173,6 +173,9 @@ def config_from_json(cls: type[T], values: Any, name: str) -> T:
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
     """``value`` as the type ``hint``, which JSON may have widened."""
+    if type(None) in get_args(hint):  # X | None
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+        return None if value is None else _typed(hint, value, name)
     if dataclasses.is_dataclass(hint):
         return config_from_json(typing.cast("type[Any]", hint), value, name)
     if get_origin(hint) is tuple and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The command line: ``oldrestore restore | detect | degrade | train | evaluate | info``.
+"""The command line: ``oldrestore restore | detect | degrade | train | evaluate | convert | info``.
 
 Exit codes: 0 all done; 1 some photo failed, and the others are done; 2 a request that makes no
 sense, and nothing is done. Messages go to stderr, results to stdout.
@@ -127,9 +127,11 @@ def restore(
         restoration = restorer.restore(
             source.path, mask=asked, threshold=threshold, strength=strength, tone=tone
         )
-        damaged = None if no_mask else np.asarray(restoration.mask)
+        damaged = None if restoration.mask is None else np.asarray(restoration.mask)
         written = {"output": (results[index], restoration.image)}
         if save_mask:
+            if restoration.mask is None:
+                raise ValueError("--save-mask: these weights look for no damage, so there is none")
             written["mask"] = (masks[index], restoration.mask)
         if compare:
             pair = side_by_side(decode(source.path).original, restoration.image)
@@ -217,6 +219,46 @@ def degrade(
             _say(f"skipped: {reason}", progress.console)
     print(f"{report.written} pairs written to {output}, {len(report.skipped)} photos skipped")
     return FAILED if report.skipped else DONE
+
+
+@app.command
+def convert(
+    *sources: Path,
+    output: Annotated[Path, Parameter(alias="-o")],
+    variant: str,
+    vae_old: Path | None = None,
+    vae_clean: Path | None = None,
+    mapping: Path | None = None,
+    detector: Path | None = None,
+    half: Flag = False,
+) -> int:
+    """Bring the published weights of Wan et al. into one file for --weights.
+
+    Args:
+        sources: Their folder "checkpoints", its zip archive, or files in folders named as there.
+        output: The safetensors file to write.
+        variant: "quality" (blur and noise), "scratch" (holes too) or "hr" (holes in large photos).
+        vae_old: File of the old photos' VAE, whatever it is called.
+        vae_clean: File of the clean photos' VAE.
+        mapping: File of the mapping network.
+        detector: File of the scratch detector.
+        half: Store in 16 bits: half the size, no longer exact.
+    """
+    from oldrestore.published import convert as convert_published
+
+    given = {"vae_old": vae_old, "vae_clean": vae_clean, "mapping": mapping, "detector": detector}
+    if not sources and not any(given.values()):
+        raise UsageError("SOURCES: expected the published folder, its zip archive or its files")
+    if output.suffix != ".safetensors":
+        raise UsageError(f"--output: expected a name ending in .safetensors, got {output}")
+    parts = {name: path for name, path in given.items() if path is not None}
+    found = convert_published(sources, output, variant, parts=parts, half=half)
+    for name, origin in found.items():
+        print(f"{name}: {origin}")
+    if "detector" not in found:
+        print("detector: none found; give masks of your own to fill holes")
+    print(f"written to {output}")
+    return DONE
 
 
 @app.command

@@ -1,13 +1,16 @@
 """What a weights file says about its networks: their layouts, and the defaults of ``restore``."""
 
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from oldrestore.mapping import MappingConfig
-from oldrestore.mask import DetectorConfig
+from oldrestore.checkpoint import config_from_json
+from oldrestore.mapping import MappingConfig, PaperMappingConfig
+from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import ToneConfig
-from oldrestore.vae import VAEConfig
+from oldrestore.vae import PaperVAEConfig, VAEConfig
 
-PRESET = "compact"
+PAPER_THRESHOLD = 0.4  # of the published detector
+HR_DILATION_PX = 3  # the published HR script widens detected masks by 3x3 squares, three times
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,46 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class RestorerConfig:
-    """All that the networks are built from; lies in the weights file."""
+class CompactConfig:
+    """All that the networks of the default are built from; lies in the weights file."""
 
-    preset: str = PRESET
+    preset: str = "compact"
     vae: VAEConfig = field(default_factory=VAEConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     mask: DetectorConfig = field(default_factory=DetectorConfig)
     tone: ToneConfig = field(default_factory=ToneConfig)
     defaults: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """All that the published networks are built from; ``mask`` is None without a detector."""
+
+    preset: str = "paper"
+    vae: PaperVAEConfig = field(default_factory=PaperVAEConfig)
+    mapping: PaperMappingConfig = field(default_factory=PaperMappingConfig)
+    mask: PaperDetectorConfig | None = field(default_factory=PaperDetectorConfig)
+    tone: None = None
+    defaults: Defaults = field(
+        default_factory=lambda: Defaults(PAPER_THRESHOLD, dilation_px=0, tone_strength=0.0)
+    )
+
+
+RestorerConfig: TypeAlias = CompactConfig | PaperConfig
+
+CONFIGS: dict[str, type[CompactConfig] | type[PaperConfig]] = {
+    "compact": CompactConfig,
+    "paper": PaperConfig,
+}
+
+
+def restorer_config(values: dict[str, Any], name: str) -> RestorerConfig:
+    """The configuration that a weights file holds as JSON.
+
+    Raises:
+        ValueError: ``values`` is none; the message starts with ``name``.
+    """
+    preset = values.get("preset")
+    if preset not in CONFIGS:
+        raise ValueError(f"{name}.preset: expected one of {', '.join(CONFIGS)}, got {preset!r}")
+    return config_from_json(CONFIGS[preset], values, name)

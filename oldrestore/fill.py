@@ -50,6 +50,16 @@ def fill_holes(image: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > 0, image * (1 - mask) + filled * mask, image)
 
 
+def paint_white(image: Tensor, mask: Tensor) -> Tensor:
+    """Paint what the mask covers white, as the published networks were trained to see it.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W) in [0, 1]; 1 = damaged. In between, white and image are mixed.
+    """
+    return image * (1 - mask) + mask
+
+
 def _pull(colour: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Halve: weighted mean of four cells, and how much of them is known."""
     known = F.avg_pool2d(weight, 2)

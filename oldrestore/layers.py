@@ -1,14 +1,22 @@
-"""The blocks that the networks share: residual block and partial nonlocal block.
+"""The blocks that the networks share: convolutions, residual block, partial nonlocal blocks.
 
-No layer here takes a statistic over the whole map, so a photo gives the same result whole or in
-tiles that overlap by the networks' ``context_px``.
+The `compact` network takes only those that look at a bounded neighbourhood, so that a photo gives
+the same result whole or in tiles. The `paper` network has instance norm and attention over the
+whole photo, as published.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.ops import partial_nonlocal, residual_block
+from oldrestore.ops import partial_nonlocal, patch_attention, residual_block
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and PIL's mode L
+# the published attention divides by no less than this share of the sum over all cells
+PAPER_LEAST_MASS = 1e-12
+PAPER_INIT_STD = 0.02  # of every convolution's weights in the published code
 
 # The second convolution of a block starts this much smaller: a fresh block is near the identity,
 # without which deep stacks that have no normalisation do not train (Zhang et al., Fixup, 2019).
@@ -52,9 +60,63 @@ class ResidualBlock(nn.Module):
         )
 
 
-def residual_blocks(channels: int, count: int) -> nn.Sequential:
+def residual_blocks(
+    channels: int, count: int, *, norm: str | None = None, padding: str = "zero"
+) -> nn.Sequential:
     """``count`` residual blocks in a row; none gives the identity."""
-    return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))
+    return nn.Sequential(
+        *(ResidualBlock(channels, norm=norm, padding=padding) for _ in range(count))
+    )
+
+
+def paper_blocks(channels: int, count: int) -> nn.Sequential:
+    """``count`` residual blocks as published: instance norm, reflected borders."""
+    return residual_blocks(channels, count, norm="instance", padding="reflect")
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, normalisation and leaky ReLU, in this order.
+
+    Args:
+        channels_in, channels_out: widths.
+        size, stride, padding: of the convolution, in cells.
+        padding_mode: "zeros" or "reflect".
+        is_transposed: convolve the other way: ``stride`` enlarges.
+        norm: "instance" (no learned scale) or "batch".
+        slope: of the activation below zero; 0 is ReLU.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        padding: int = 1,
+        padding_mode: Literal["zeros", "reflect"] = "zeros",
+        is_transposed: bool = False,
+        norm: str = "instance",
+        slope: float = 0.0,
+    ) -> None:
+        super().__init__()
+        kind = nn.ConvTranspose2d if is_transposed else nn.Conv2d
+        self.conv = kind(
+            channels_in, channels_out, size, stride, padding, padding_mode=padding_mode
+        )
+        norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
+        self.norm = norms[norm](channels_out)
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), self.slope)
+
+
+def init_as_published(network: nn.Module) -> None:
+    """Draw the weights of every convolution from N(0, 0.02), as the published code does."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, std=PAPER_INIT_STD)
 
 
 class Downsample(nn.Conv2d):
@@ -159,6 +221,98 @@ class PartialNonlocal(nn.Module):
         whole = whole.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         fused: Tensor = features + mask * self.nu(whole[..., :height, :width])
         return fused
+
+
+class GlobalNonlocal(nn.Module):
+    """The partial nonlocal block of Wan et al., CVPR 2020, section 3.3, as published.
+
+        O_i = sum_j s_ij mu(F_j)     over all intact cells j of the photo; s as in `PartialNonlocal`
+        F_fused = (1 - m) * F + m * rho(nu(O))
+
+    Here rho, the global branch's residual blocks, takes instance-norm statistics over the whole
+    map, so O is needed in every cell, damaged or not.
+
+    Args:
+        channels: width of the map, of keys and of values.
+        blocks: residual blocks of the global branch.
+    """
+
+    def __init__(self, channels: int, blocks: int = 3) -> None:
+        super().__init__()
+        self.theta = nn.Conv2d(channels, channels, 1)
+        self.phi = nn.Conv2d(channels, channels, 1)
+        self.mu = nn.Conv2d(channels, channels, 1)
+        self.nu = nn.Conv2d(channels, channels, 1)
+        self.blocks = paper_blocks(channels, blocks)
+        self.backend: str | None = None
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Fuse what the photo's intact cells give to the damaged ones.
+
+        Args:
+            features: (B, C, H, W).
+            mask: (B, 1, H', W') in [0, 1] at any resolution; 1 = damaged.
+
+        Returns:
+            (B, C, H, W); intact cells are untouched.
+        """
+        damaged = _damaged_cells(mask, features)
+        if not damaged.any():  # exactly the identity then
+            return features
+
+        def rows(x: Tensor) -> Tensor:
+            return x.flatten(2).transpose(1, 2)  # (B, H * W, C)
+
+        received = partial_nonlocal(
+            rows(self.theta(features)),
+            rows(self.phi(features)),
+            rows(self.mu(features)),
+            damaged.flatten(1),
+            least_mass=PAPER_LEAST_MASS,
+            backend=self.backend,
+        )
+        received = received.transpose(1, 2).reshape(features.shape)
+        fused: Tensor = (1 - damaged) * features + damaged * self.blocks(self.nu(received))
+        return fused
+
+
+class PatchAttention(nn.Module):
+    """The HR variant's block: damaged patches take the most similar intact patch, whole.
+
+    The result lies beside the features and the mask for a convolution to fuse, as published.
+
+    Args:
+        channels: width of the map.
+        patch_size: side of a patch, in cells.
+    """
+
+    def __init__(self, channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.block = ResidualBlock(channels, norm="instance", padding="reflect")
+        self.combine = nn.Conv2d(2 * channels + 1, channels, 3, padding=1)
+        self.backend: str | None = None
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """features (B, C, H, W), mask (B, 1, H', W') in [0, 1] -> (B, C, H, W)."""
+        damaged = _touched_cells(mask, features)
+        composed = patch_attention(
+            self.block(features), damaged, self.patch_size, backend=self.backend
+        )
+        fused: Tensor = self.combine(torch.cat([features, composed, damaged], dim=1))
+        return fused
+
+
+def _touched_cells(mask: Tensor, features: Tensor) -> Tensor:
+    """(B, 1, H, W) of 0 and 1: cells in which bilinear resampling sees any damage."""
+    seen = F.interpolate(mask, features.shape[2:], mode="bilinear", align_corners=False)
+    return (seen > 0).to(features.dtype)
+
+
+def _damaged_cells(mask: Tensor, features: Tensor) -> Tensor:
+    """The published rule: intact is what bilinear resampling calls so, times the nearest pixel."""
+    nearest = F.interpolate(1 - mask, features.shape[2:], mode="nearest").to(features.dtype)
+    return 1 - (1 - _touched_cells(mask, features)) * nearest
 
 
 def _windows(x: Tensor, size: int, step: int) -> Tensor:

@@ -4,16 +4,29 @@ Wan et al., CVPR 2020, section 3.2 and 3.3: residual blocks mend local defects, 
 block fills structured damage from the undamaged rest, fused by the mask.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.layers import Downsample, PartialNonlocal, Upsample, residual_blocks
+from oldrestore.layers import (
+    ConvNormAct,
+    Downsample,
+    GlobalNonlocal,
+    PartialNonlocal,
+    PatchAttention,
+    Upsample,
+    init_as_published,
+    paper_blocks,
+    residual_blocks,
+)
 
 STRIDE_PX = 4  # pixels a latent cell is wide
-CELL_PX = 8  # pixels a cell of the nonlocal block is wide: photos are padded to multiples of it
+CELL_PX = 8  # pixels a cell of the compact nonlocal block is wide
+VARIANTS = ("quality", "scratch", "hr")
+PATCH_SIZES = (8, 4, 2)  # of the HR variant, coarse to fine, in latent cells
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,9 @@ class MappingNetwork(nn.Module):
     ``use_nonlocal`` switches the partial nonlocal block off, to measure what it is worth.
     """
 
+    cell_px = CELL_PX  # photos are padded to multiples of it
+    uses_mask = True
+
     def __init__(self, config: MappingConfig) -> None:
         super().__init__()
         self.config = config
@@ -88,3 +104,83 @@ class MappingNetwork(nn.Module):
         local = local + self.up(self.core_after(core))
         mapped: Tensor = latent + self.tail(self.after(local))
         return mapped
+
+
+@dataclass(frozen=True)
+class PaperMappingConfig:
+    """Layout of the published mapping networks.
+
+    variant: "quality" (no damage but blur, noise and the like), "scratch" (the partial nonlocal
+        block over the whole photo) or "hr" (patch attention, for large photos).
+    latent_channels: channels of the latents; doubled by each of the head's convolutions ...
+    channels: ... up to this.
+    blocks: residual blocks of the trunk; the HR variant has a third of them between any two
+        attentions, and at both ends.
+    """
+
+    variant: str = "scratch"
+    latent_channels: int = 64
+    channels: int = 512
+    blocks: int = 6
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(
+                f"variant: expected one of {', '.join(VARIANTS)}, got {self.variant!r}"
+            )
+
+
+class PaperMappingNetwork(nn.Module):
+    """The published mapping: latent (B, C, H/4, W/4), mask (B, 1, H, W) -> latent.
+
+    The quality variant looks at no mask. ``use_nonlocal`` leaves the scratch variant's block out,
+    or gives the HR variant's attentions an empty mask, to measure what they are worth.
+    """
+
+    cell_px = STRIDE_PX
+
+    def __init__(self, config: PaperMappingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.uses_mask = config.variant != "quality"
+        self.use_nonlocal = True
+        widths = [min(config.latent_channels << i, config.channels) for i in range(5)]
+        self.head = nn.Sequential(*(ConvNormAct(a, b) for a, b in itertools.pairwise(widths)))
+        self.trunk = nn.ModuleList(_trunk(config))
+        *widths, latent_channels = reversed(widths)
+        self.tail = nn.Sequential(
+            *(ConvNormAct(a, b) for a, b in itertools.pairwise(widths)),
+            nn.Conv2d(widths[-1], latent_channels, 3, padding=1),
+        )
+        init_as_published(self)
+
+    def forward(self, latent: Tensor, mask: Tensor) -> Tensor:
+        mask = mask if self.use_nonlocal else torch.zeros_like(mask)
+        features = self.head(latent)
+        for layer in self.trunk:
+            looks_afar = isinstance(layer, (GlobalNonlocal, PatchAttention))
+            features = layer(features, mask) if looks_afar else layer(features)
+        mapped: Tensor = self.tail(features)
+        return mapped
+
+
+def _trunk(config: PaperMappingConfig) -> list[nn.Module]:
+    """What lies between head and tail, all at full width."""
+    if config.variant == "quality":
+        return [*paper_blocks(config.channels, config.blocks)]
+    if config.variant == "scratch":
+        return [GlobalNonlocal(config.channels), *paper_blocks(config.channels, config.blocks)]
+    third = config.blocks // len(PATCH_SIZES)
+    layers: list[nn.Module] = [*paper_blocks(config.channels, third)]
+    for size in PATCH_SIZES:
+        layers += [PatchAttention(config.channels, size), *paper_blocks(config.channels, third)]
+    return layers
+
+
+def make_mapping(
+    config: MappingConfig | PaperMappingConfig,
+) -> MappingNetwork | PaperMappingNetwork:
+    """The mapping network of a layout."""
+    if isinstance(config, PaperMappingConfig):
+        return PaperMappingNetwork(config)
+    return MappingNetwork(config)

@@ -1,16 +1,30 @@
-"""ScratchDetector: image -> probability of structured damage, at the photo's own resolution.
+"""ScratchDetector: image -> probability of structured damage. PaperDetector: the published one.
 
-A U-Net, as in Wan et al., CVPR 2020, section 3.3, but on colour, without batch norm, and fully
-convolutional at native resolution: the published detector shrinks the photo to 256 px first, where
-thin scratches are gone.
+Both are U-Nets, as in Wan et al., CVPR 2020, section 3.3. Ours sees colour, has no batch norm and
+works at the photo's own resolution; the published one shrinks the photo to 256 px first, where thin
+scratches are gone.
 """
 
 import itertools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from oldrestore.layers import Downsample, Upsample, residual_blocks
+from oldrestore.layers import (
+    LUMA,
+    ConvNormAct,
+    Downsample,
+    Upsample,
+    init_as_published,
+    residual_blocks,
+)
+
+PAPER_SIDE_PX = 256  # the shorter side of what the published detector sees
+# ... and the longest it may get: without a limit a strip of film would be enlarged to gigapixels
+PAPER_LONGEST_PX = 16 * PAPER_SIDE_PX
+PAPER_SLOPE = 0.2  # of its leaky ReLUs below zero
 
 
 @dataclass(frozen=True)
@@ -75,3 +89,110 @@ class ScratchDetector(nn.Module):
         """Probability of damage, (B, 1, H, W) in [0, 1]."""
         probability: Tensor = self(image).sigmoid()
         return probability
+
+
+@dataclass(frozen=True)
+class PaperDetectorConfig:
+    """Layout of the published detector.
+
+    channels: width at the full side; doubled at each level.
+    levels: how often the side is halved.
+    """
+
+    channels: int = 64
+    levels: int = 4
+
+    @property
+    def align_px(self) -> int:
+        """`probability` takes photos of any size."""
+        return 1
+
+    @property
+    def cell_px(self) -> int:
+        """The network itself takes sides that are multiples of this."""
+        return 1 << self.levels
+
+
+class PaperDetector(nn.Module):
+    """The published U-Net on brightness: batch norm, blur before each halving, bilinear doubling.
+
+    image (B, 3, H, W), sides multiples of ``config.cell_px`` -> logits (B, 1, H, W).
+    """
+
+    def __init__(self, config: PaperDetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.channels << level for level in range(config.levels + 1)]
+        self.head = nn.Conv2d(1, widths[0], 7, padding=3, padding_mode="reflect")
+        self.down = nn.ModuleList(_convolution(width, width) for width in widths[:-1])
+        self.encode = nn.ModuleList(_two_convolutions(a, b) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(
+            nn.Conv2d(deep, shallow, 3, padding=1, padding_mode="reflect")
+            for shallow, deep in itertools.pairwise(widths)
+        )
+        self.decode = nn.ModuleList(
+            _two_convolutions(2 * shallow, shallow) for shallow in widths[:-1]
+        )
+        self.tail = nn.Conv2d(widths[0], 1, 3, padding=1, padding_mode="reflect")
+        init_as_published(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = F.leaky_relu(self.head(_brightness(image)), PAPER_SLOPE)
+        skips = []
+        for down, encode in zip(self.down, self.encode, strict=True):
+            skips.append(features)
+            features = encode(_blur_and_halve(down(features)))
+        for up, decode, skip in zip(
+            reversed(self.up), reversed(self.decode), reversed(skips), strict=True
+        ):
+            larger = up(F.interpolate(features, scale_factor=2, mode="bilinear"))
+            features = decode(torch.cat([larger, skip], dim=1))
+        logits: Tensor = self.tail(features)
+        return logits
+
+    def probability(self, image: Tensor) -> Tensor:
+        """Probability of damage, (B, 1, H, W) in [0, 1], of photos of any size.
+
+        As published: judged with the shorter side at 256 px, given back by nearest neighbours.
+        """
+        height, width = image.shape[2:]
+        scale = min(PAPER_SIDE_PX / min(height, width), PAPER_LONGEST_PX / max(height, width))
+        cell = self.config.cell_px
+        size = [max(cell, round(side * scale / cell) * cell) for side in (height, width)]
+        small = F.interpolate(image, size, mode="bilinear", align_corners=False)
+        probability: Tensor = self(small).sigmoid()
+        return F.interpolate(probability, (height, width), mode="nearest")
+
+
+def _convolution(channels_in: int, channels_out: int) -> ConvNormAct:
+    return ConvNormAct(
+        channels_in, channels_out, padding_mode="reflect", norm="batch", slope=PAPER_SLOPE
+    )
+
+
+def _two_convolutions(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        _convolution(channels_in, channels_out), _convolution(channels_out, channels_out)
+    )
+
+
+def _brightness(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)."""
+    return (image * image.new_tensor(LUMA)[None, :, None, None]).sum(dim=1, keepdim=True)
+
+
+def _blur_and_halve(x: Tensor) -> Tensor:
+    """Binomial blur, then every second pixel (Zhang, Making convolutional networks shift-invariant
+    again, ICML 2019)."""
+    binomial = x.new_tensor([1, 2, 1]) / 4
+    psf = (binomial[:, None] * binomial).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), psf, stride=2, groups=x.shape[1])
+
+
+def make_detector(config: DetectorConfig | PaperDetectorConfig) -> ScratchDetector | PaperDetector:
+    """The detector of a layout."""
+    return (
+        PaperDetector(config)
+        if isinstance(config, PaperDetectorConfig)
+        else ScratchDetector(config)
+    )

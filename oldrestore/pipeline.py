@@ -2,8 +2,9 @@
 
     photo -> image -> mask -> fill -> old encoder -> mapping -> clean decoder -> tone -> photo
 
-The triplet domain translation of Wan et al., CVPR 2020 (arXiv:2004.09484). The networks are compact
-and work at the photo's own resolution; tone is a step of its own, estimated once from a small copy.
+The triplet domain translation of Wan et al., CVPR 2020 (arXiv:2004.09484). The `compact` networks
+work at the photo's own resolution; tone is a step of its own, estimated once from a small copy. The
+`paper` networks are the published ones: holes are painted white and there is no tone step.
 """
 
 import dataclasses
@@ -18,23 +19,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.checkpoint import config_from_json, load_strictly, read_checkpoint, write_checkpoint
-from oldrestore.config import PRESET, RestorerConfig
-from oldrestore.fill import fill_holes
+from oldrestore.checkpoint import load_strictly, read_checkpoint, write_checkpoint
+from oldrestore.config import CompactConfig, PaperConfig, RestorerConfig, restorer_config
+from oldrestore.fill import fill_holes, paint_white
 from oldrestore.image import PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
-from oldrestore.layers import PartialNonlocal, ResidualBlock
-from oldrestore.mapping import CELL_PX, MappingNetwork
-from oldrestore.mask import ScratchDetector
+from oldrestore.layers import GlobalNonlocal, PartialNonlocal, PatchAttention, ResidualBlock
+from oldrestore.mapping import make_mapping
+from oldrestore.mask import make_detector
 from oldrestore.ops import available, set_backend
 from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
-from oldrestore.vae import Decoder, Encoder
+from oldrestore.vae import VAE, make_decoder, make_encoder
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 
 OPERATIONS: dict[type[nn.Module], str] = {
     ResidualBlock: "residual_block",
     PartialNonlocal: "partial_nonlocal",
+    GlobalNonlocal: "partial_nonlocal",
+    PatchAttention: "patch_attention",
 }
+VAES = ("vae_old", "vae_clean")
 
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
 
@@ -93,8 +97,6 @@ class Restorer:
         dtype: torch.dtype | str | None = None,
         backend: str | None = None,
     ) -> None:
-        if config.preset != PRESET:
-            raise ValueError(f"preset: expected {PRESET!r}, got {config.preset!r}")
         if config.vae.latent_channels != config.mapping.latent_channels:
             both = f"{config.vae.latent_channels} and {config.mapping.latent_channels}"
             raise ValueError(f"config: vae and mapping differ in latent_channels: {both}")
@@ -102,11 +104,11 @@ class Restorer:
         self.about = dict(about or {})
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
-        self.vae_old_encoder = Encoder(config.vae)
-        self.mapping = MappingNetwork(config.mapping)
-        self.vae_clean_decoder = Decoder(config.vae)
-        self.tone_head = ToneHead(config.tone)
-        self.detector = ScratchDetector(config.mask)
+        self.vae_old_encoder = make_encoder(config.vae)
+        self.mapping = make_mapping(config.mapping)
+        self.vae_clean_decoder = make_decoder(config.vae)
+        self.tone_head = None if config.tone is None else ToneHead(config.tone)
+        self.detector = None if config.mask is None else make_detector(config.mask)
         for name, network in self.networks().items():
             # the tone head is tiny, and its curve goes over every pixel: always in full precision
             network.to(self.device, torch.float32 if name == "tone" else self.dtype)
@@ -129,7 +131,7 @@ class Restorer:
         """
         path = DEFAULT_WEIGHTS if weights is None else Path(weights)
         checkpoint = read_checkpoint(path)
-        config = config_from_json(RestorerConfig, checkpoint.config, f"{path}: config")
+        config = restorer_config(checkpoint.config, f"{path}: config")
         try:
             restorer = cls(
                 config, about=checkpoint.about, device=device, dtype=dtype, backend=backend
@@ -137,8 +139,10 @@ class Restorer:
         except RuntimeError as error:  # torch's, of sizes that no layer can have
             raise ValueError(f"{path}: config: no network can be built of it: {error}") from error
         networks = restorer.networks()
+        with torch.device("meta"):  # a file may hold all of both VAEs, to be trained further
+            whole = {f"{vae}.{key}" for vae in VAES for key in VAE(config.vae).state_dict()}
         for name in checkpoint.tensors:
-            if not name.startswith(tuple(f"{prefix}." for prefix in networks)):
+            if name not in whole and not name.startswith(tuple(f"{part}." for part in networks)):
                 raise ValueError(f"{path}: unknown key {name}")
         for prefix, network in networks.items():
             load_strictly(network, checkpoint.tensors, prefix, path)
@@ -155,13 +159,14 @@ class Restorer:
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks under the names that their keys start with in the weights file."""
-        return {
+        named = {
             "vae_old.encoder": self.vae_old_encoder,
             "mapping": self.mapping,
             "vae_clean.decoder": self.vae_clean_decoder,
             "tone": self.tone_head,
             "mask": self.detector,
         }
+        return {name: network for name, network in named.items() if network is not None}
 
     def _set_backend(self, backend: str | None) -> None:
         """Each operation that has this backend takes it, the others their fastest."""
@@ -178,16 +183,21 @@ class Restorer:
     @property
     def align_px(self) -> int:
         """Tiles start at multiples of this: the largest grid of the networks."""
+        if isinstance(self.config, PaperConfig):
+            return self.mapping.cell_px
         return self.config.mapping.align_px
 
     @property
-    def context_px(self) -> int:
+    def context_px(self) -> int | None:
         """How far a pixel can influence ``translate``, rounded up to ``align_px``.
 
-        The overlap that makes tiles equal the whole. The detector and the hole fill have their own.
+        The overlap that makes tiles equal the whole; None if every pixel can influence every other,
+        as in the published networks. The detector and the hole fill have their own.
         """
+        if isinstance(self.config, PaperConfig):
+            return None
         reach = 2 * self.config.vae.context_px + self.config.mapping.context_px
-        reach += CELL_PX - 1  # a cell speaks for its farthest pixel
+        reach += self.mapping.cell_px - 1  # a cell speaks for its farthest pixel
         return -(-reach // self.align_px) * self.align_px
 
     def restore(
@@ -203,8 +213,9 @@ class Restorer:
 
         Args:
             photo: see ``image.decode``.
-            mask: "auto": the detector's; None: nothing is taken for damaged, grain and blur are
-                still mended; or the user's own, see ``image.decode_mask``. A list for a list.
+            mask: "auto": the detector's, if these networks use one; None: nothing is taken for
+                damaged, grain and blur are still mended; or the user's own, see
+                ``image.decode_mask``. A list for a list.
             threshold: of the detector, 0 to 1. None: the weights file's.
             strength: 0 (the photo as it came, to the bit) to 1 (all of the restoration).
             tone: how much of a fading found is undone, 0 to 1. None: the weights file's.
@@ -214,12 +225,15 @@ class Restorer:
             in its list or batch changes nothing.
 
         Raises:
-            ValueError: a photo or mask that cannot be used (``PhotoError``), a number out of range.
+            ValueError: a photo or mask that cannot be used (``PhotoError``), a number out of range,
+                a mask, detector or tone that these weights do not have.
             TypeError: a photo or a mask of an unknown kind.
         """
         defaults = self.config.defaults
         threshold = _fraction("threshold", defaults.threshold if threshold is None else threshold)
         tone = _fraction("tone", defaults.tone_strength if tone is None else tone)
+        if tone > 0 and self.tone_head is None:
+            raise ValueError("tone: these weights have no tone head; leave it out, or give 0")
         strength = _fraction("strength", strength)
         if not isinstance(photo, (list, tuple)):
             return self._restore(cast("PhotoLike", photo), mask, threshold, strength, tone)
@@ -236,16 +250,24 @@ class Restorer:
         start = time.perf_counter()
         decoded = decode(photo)
         image = decoded.image.to(self.device)
+        is_auto = isinstance(mask, str) and mask == "auto"
+        if not self.mapping.uses_mask:
+            if not (is_auto or mask is None):
+                raise ValueError(
+                    'mask: these weights (variant "quality") fill no holes; '
+                    "leave it out, or use weights of another variant"
+                )
+            mask = None
         if mask is None:
             damage = image.new_zeros(decoded.batch, 1, *decoded.size)
-        elif isinstance(mask, str) and mask == "auto":
+        elif is_auto:
             damage = self.detect_tensor(image, threshold)
         else:
             damage = decode_mask(mask, decoded).to(self.device)
         restored, curves = [], []
         for index in range(decoded.batch if strength > 0 else 0):
             one, its_damage = image[index, None], damage[index, None]
-            filled = fill_holes(one, its_damage)
+            filled = self.fill(one, its_damage)
             result = self.translate(filled, its_damage)
             if tone > 0:
                 result, curve = self.undo_fading(result, filled, tone)
@@ -272,10 +294,12 @@ class Restorer:
     @torch.inference_mode()
     def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
         """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated; photo by photo."""
+        if self.detector is None:
+            raise ValueError("mask: these weights have no scratch detector; give a mask, or none")
         masks = []
         for index in range(len(image)):
             one = image[index, None].to(self.device)
-            padded = _pad(one, self.config.mask.align_px).to(self.dtype)
+            padded = _pad(one, self.detector.config.align_px).to(self.dtype)
             probability = self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]]
             masks.append((probability > threshold).float())
         radius = self.config.defaults.dilation_px
@@ -293,15 +317,22 @@ class Restorer:
             (B, 3, H, W) float32 on the restorer's device; clamped to [-1, 1].
         """
         image, mask = image.detach().to(self.device), mask.to(self.device)
-        return self.translate(fill_holes(image, mask), mask, use_nonlocal=use_nonlocal)
+        return self.translate(self.fill(image, mask), mask, use_nonlocal=use_nonlocal)
+
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What the encoder is shown in place of holes; shapes as ``restore_tensor``."""
+        if isinstance(self.config, CompactConfig):
+            return fill_holes(image, mask)
+        return paint_white(image, mask) if self.mapping.uses_mask else image
 
     @torch.inference_mode()
     def translate(self, filled: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
         """Old domain to clean domain: encode, map, decode. Shapes as ``restore_tensor``."""
         height, width = filled.shape[-2:]
-        latent = self.vae_old_encoder(_pad(filled, CELL_PX).to(self.dtype))
+        cell_px = self.mapping.cell_px
+        latent = self.vae_old_encoder(_pad(filled, cell_px).to(self.dtype))
         self.mapping.use_nonlocal = use_nonlocal
-        latent = self.mapping(latent, _pad(mask, CELL_PX).to(self.dtype))
+        latent = self.mapping(latent, _pad(mask, cell_px).to(self.dtype))
         restored: Tensor = self.vae_clean_decoder(latent)
         return restored[..., :height, :width].float().clamp(-1, 1)
 
@@ -314,7 +345,12 @@ class Restorer:
         Args:
             image, filled: (1, 3, H, W) in [-1, 1].
             strength: 0 to 1; nothing is applied to a photo that is not taken for faded.
+
+        Raises:
+            ValueError: the weights have no tone head.
         """
+        if self.tone_head is None:
+            raise ValueError("strength: these weights have no tone head")
         small = thumbnail(filled.float())
         curve = self.tone_head(small).common(is_toned(small))
         faded = float(curve.faded)

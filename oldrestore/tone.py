@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oldrestore.layers import LUMA
+
 THUMBNAIL_PX = 64  # side of the square small copy
 BLACK_RANGE = 0.45  # black and white point move at most this far; of the [0, 1] range
 GAMMA_RANGE = 0.7  # |log gamma| at most
 SATURATION_RANGE = 1.1  # |log saturation| at most
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG
 SMALLEST_VALUE = 1e-4  # keeps the gradient of a power finite at black
 # a toned print is one curve through colour space: this much chroma may lie off it, of [0, 1]
 TONED_RESIDUAL = 0.015

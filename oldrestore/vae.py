@@ -6,10 +6,19 @@ three domains into latents of two spaces. At use only the old encoder and the cl
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.layers import Downsample, Upsample, residual_blocks
+from oldrestore.layers import (
+    ConvNormAct,
+    Downsample,
+    Upsample,
+    init_as_published,
+    paper_blocks,
+    residual_blocks,
+)
+from oldrestore.ops import set_backend
 
 STRIDE_PX = 4  # pixels a latent cell is wide
 LOGVAR_BIAS_INIT = (
@@ -37,6 +46,18 @@ class VAEConfig:
     def context_px(self) -> int:
         """How far a pixel can influence the other side of the encoder, or of the decoder."""
         return 2 * (1 + 2 * self.half_blocks) + STRIDE_PX * 2 * self.quarter_blocks
+
+
+@dataclass(frozen=True)
+class PaperVAEConfig:
+    """Layout of both published VAEs: one width throughout.
+
+    latent_channels: of the latent and of every other map.
+    blocks: residual blocks at a quarter of the side, in the encoder and in the decoder.
+    """
+
+    latent_channels: int = 64
+    blocks: int = 4
 
 
 class Encoder(nn.Module):
@@ -90,14 +111,65 @@ class Decoder(nn.Module):
         return image
 
 
-class VAE(nn.Module):
-    """Variational autoencoder with a Gaussian prior on its latent."""
+class PaperEncoder(nn.Sequential):
+    """The published encoder: image (B, 3, H, W), sides multiples of 4 -> latent (B, C, H/4, W/4).
 
-    def __init__(self, config: VAEConfig) -> None:
+    Instance norm sees the whole photo, so tiles of a photo are not encoded as the whole is.
+    """
+
+    def __init__(self, config: PaperVAEConfig) -> None:
+        width = config.latent_channels
+        super().__init__(
+            ConvNormAct(3, width, 7, padding=3, padding_mode="reflect"),
+            ConvNormAct(width, width, 4, stride=2),
+            ConvNormAct(width, width, 4, stride=2),
+            *paper_blocks(width, config.blocks),
+        )
+        init_as_published(self)
+        # the scratch variant's attention multiplies rounding a thousandfold: direct convolutions
+        # here keep the whole as near the exact result as the published code is, for 1 % of its time
+        set_backend(self, "reference")
+
+
+class PaperDecoder(nn.Sequential):
+    """The published decoder: latent (B, C, H/4, W/4) -> image (B, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, config: PaperVAEConfig) -> None:
+        width = config.latent_channels
+        super().__init__(
+            *paper_blocks(width, config.blocks),
+            ConvNormAct(width, width, 4, stride=2, is_transposed=True),
+            ConvNormAct(width, width, 4, stride=2, is_transposed=True),
+            nn.Conv2d(width, 3, 7, padding=3, padding_mode="reflect"),
+            nn.Tanh(),
+        )
+        init_as_published(self)
+
+
+def make_encoder(config: VAEConfig | PaperVAEConfig) -> Encoder | PaperEncoder:
+    """The encoder of a layout: image -> mean of the latent."""
+    return PaperEncoder(config) if isinstance(config, PaperVAEConfig) else Encoder(config)
+
+
+def make_decoder(config: VAEConfig | PaperVAEConfig) -> Decoder | PaperDecoder:
+    """The decoder of a layout: latent -> image."""
+    return PaperDecoder(config) if isinstance(config, PaperVAEConfig) else Decoder(config)
+
+
+class VAE(nn.Module):
+    """Variational autoencoder with a Gaussian prior on its latent.
+
+    The published one has unit variance everywhere; only its mean is learnt.
+    """
+
+    def __init__(self, config: VAEConfig | PaperVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = make_encoder(config)
+        self.decoder = make_decoder(config)
+        self.to_logvar: nn.Conv2d | None = None
+        if isinstance(config, PaperVAEConfig):
+            return
         self.to_logvar = nn.Conv2d(config.quarter_channels, config.latent_channels, 1)
         nn.init.zeros_(self.to_logvar.weight)
         assert self.to_logvar.bias is not None
@@ -110,6 +182,10 @@ class VAE(nn.Module):
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(latent | image), each (B, C, H/4, W/4)."""
+        if self.to_logvar is None:
+            mean = self.encode(image)
+            return mean, torch.zeros_like(mean)
+        assert isinstance(self.encoder, Encoder)
         features = self.encoder.features(image)
         return self.encoder.mean(features, image), self.to_logvar(features).clamp(*LOGVAR_RANGE)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from oldrestore.config import RestorerConfig
+from oldrestore.config import CompactConfig
 from oldrestore.mapping import MappingConfig
 from oldrestore.mask import DetectorConfig
 from oldrestore.pipeline import Restorer
 from oldrestore.tone import ToneConfig
 from oldrestore.vae import VAEConfig
 
-TINY = RestorerConfig(
+TINY = CompactConfig(
     vae=VAEConfig(latent_channels=8, half_channels=4, quarter_channels=8),
     mapping=MappingConfig(
         latent_channels=8,

@@ -28,13 +28,14 @@ ALLOWED = {
     "tone": {"ops", "layers"},
     "vae": {"ops", "layers"},
     "mapping": {"ops", "layers"},
-    "config": NETWORKS,
+    "config": {"checkpoint", *NETWORKS},
+    "published": {"checkpoint", "config", "layers", *NETWORKS},
     "pipeline": {"ops", "layers", "config", *NETWORKS, *LEAVES} - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "evaluate": {"pipeline", "degradation", *LEAVES},
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "jobs", "pipeline", "evaluate", "train", *BELOW_TRAINING},
+    "cli": {"", "jobs", "pipeline", "evaluate", "train", "published", *BELOW_TRAINING},
     "__main__": {"cli"},
     "": {"pipeline", "image"},
 }

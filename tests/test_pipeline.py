@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import oldrestore
-from oldrestore.config import RestorerConfig
+from oldrestore.config import CompactConfig, restorer_config
 from oldrestore.fill import FILL_CONTEXT_PX, fill_holes
 from oldrestore.pipeline import Restorer
 
@@ -282,7 +282,7 @@ def rewrite(path: Path, **changes: object) -> None:
         ({"tensors": {"mapping.more": torch.ones(1)}}, "unknown key mapping.more"),
         ({"tensors": {"vae_old.decoder.x": torch.ones(1)}}, "unknown key vae_old.decoder.x"),
         ({"tensors": {"tone.to_curve.bias": torch.ones(3)}}, "tone.to_curve.bias: expected shape"),
-        ({"config": "{}"}, "config: missing field 'preset'"),
+        ({"config": "{}"}, "config.preset: expected one of compact, paper, got None"),
     ],
 )
 def test_a_wrong_weights_file_is_one_clear_error(
@@ -295,9 +295,9 @@ def test_a_wrong_weights_file_is_one_clear_error(
 
 
 def test_configs_that_fit_no_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="preset: expected 'compact', got 'paper'"):
-        Restorer(RestorerConfig(preset="paper"))
-    config = RestorerConfig()
+    with pytest.raises(ValueError, match="preset: expected one of compact, paper, got 'huge'"):
+        restorer_config({"preset": "huge"}, "config")
+    config = CompactConfig()
     vae = dataclasses.replace(config.vae, latent_channels=3)
     with pytest.raises(ValueError, match="vae and mapping differ in latent_channels: 3 and 64"):
         Restorer(dataclasses.replace(config, vae=vae))

@@ -192,7 +192,7 @@ class _Ours:
 
     def _undo_fading(self, sample: Sample, found: _Translation, strength: float) -> Pixels:
         image = found.image
-        if strength > 0:
+        if strength > 0 and self._restorer.tone_head is not None:
             image, _ = self._restorer.undo_fading(image, found.filled, strength)
         pixels: Pixels = encode(decode(sample.degraded), image)
         return pixels
@@ -200,6 +200,8 @@ class _Ours:
     def _detect(self, sample: Sample) -> tuple[Tensor, float]:
         start = time.perf_counter()
         image = decode(sample.degraded).image
+        if not self._restorer.mapping.uses_mask:
+            return image.new_zeros(1, 1, *image.shape[2:]), 0.0
         mask = self._restorer.detect_tensor(image, self._restorer.config.defaults.threshold)
         return mask, time.perf_counter() - start
 
@@ -215,7 +217,7 @@ class _Ours:
             start = time.perf_counter()
             image = decode(sample.degraded).image.to(self._restorer.device)
             mask = mask.to(self._restorer.device)
-            filled = fill_holes(image, mask)
+            filled = self._restorer.fill(image, mask)
             restored = self._restorer.translate(filled, mask, use_nonlocal=use_nonlocal)
             self._known[key] = _Translation(filled, restored, time.perf_counter() - start)
         return self._known[key]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oldrestore.tone import LUMA
+from oldrestore.layers import LUMA
 
 
 def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:

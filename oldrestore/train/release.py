@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from oldrestore.checkpoint import config_from_json, write_checkpoint
-from oldrestore.config import Defaults, RestorerConfig
+from oldrestore.config import Defaults, CompactConfig
 from oldrestore.train.loop import read_state
 
 # of the averaged networks of a mapping run, what restoring needs
@@ -44,9 +44,9 @@ def write_release(
     }
     for name in ("mask", "tone"):
         tensors |= states[name]["averaged"]
-    layouts: dict[str, Any] = asdict(RestorerConfig(defaults=defaults or Defaults()))
+    layouts: dict[str, Any] = asdict(CompactConfig(defaults=defaults or Defaults()))
     for state in states.values():
         layouts |= json.loads(state["config"])
-    config = config_from_json(RestorerConfig, layouts, "config")
+    config = config_from_json(CompactConfig, layouts, "config")
     steps = {f"{name}_steps": state["step"] for name, state in states.items()}
     write_checkpoint(output, tensors, asdict(config), {**about, **steps})
