@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from process_memory import peak_megabytes
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from oldrestore.config import RestorerConfig
+from oldrestore.config import CompactConfig
 from oldrestore.evaluate.methods import make_methods
 from oldrestore.evaluate.samples import Pixels, Sample, draw_sample
 from oldrestore.pipeline import DEFAULT_WEIGHTS, Restorer
@@ -48,7 +49,7 @@ def load(backend: str | None) -> Restorer:
     if DEFAULT_WEIGHTS.exists():
         return Restorer.load(device="cpu", backend=backend)
     torch.manual_seed(0)
-    return Restorer(RestorerConfig(), device="cpu", backend=backend)
+    return Restorer(CompactConfig(), device="cpu", backend=backend)
 
 
 def restore(method: str, restorer: Restorer | None, sample: Sample) -> Pixels:
@@ -91,18 +92,6 @@ def bench_restore(benchmark: BenchmarkFixture, method: str) -> None:
         command = [sys.executable, str(Path(__file__)), method]
         alone = subprocess.run(command, check=True, capture_output=True, text=True)
         benchmark.extra_info.update(json.loads(alone.stdout))
-
-
-def peak_megabytes() -> float | None:
-    """The most memory this program has held; None where the system does not say.
-
-    Linux's VmHWM: ``ru_maxrss`` also counts what the process that started this one held.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(x for x in status.read_text(encoding="ascii").splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def measure(method: str) -> dict[str, float | None]:
