@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.ops import partial_nonlocal, patch_attention, residual_block
+from oldrestore.ops import is_static, partial_nonlocal, patch_attention, residual_block
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and PIL's mode L
 # the published attention divides by no less than this share of the sum over all cells
@@ -196,13 +196,13 @@ class PartialNonlocal(nn.Module):
         damaged = F.pad(mask, (0, pad_w, 0, pad_h))
 
         window = self.block + 2 * self.halo
-        batch, row, column = torch.nonzero(
-            _windows(damaged, self.block, self.block).amax(dim=(3, 4, 5)) > 0,
-            as_tuple=True,
-        )
+        worked_on = _windows(damaged, self.block, self.block).amax(dim=(3, 4, 5)) > 0
+        rows, columns = worked_on.shape[1:]
+        chosen = None if is_static() else torch.nonzero(worked_on, as_tuple=True)
 
         def gather(x: Tensor, size: int) -> Tensor:
-            return _windows(x, size, self.block)[batch, row, column].flatten(1, 2)
+            blocks = _windows(x, size, self.block)
+            return (blocks.flatten(0, 2) if chosen is None else blocks[chosen]).flatten(1, 2)
 
         scale = self.theta.out_channels**-0.5
         received = partial_nonlocal(
@@ -212,14 +212,14 @@ class PartialNonlocal(nn.Module):
             gather(barred, window).squeeze(-1),
             backend=self.backend,
         )  # (blocks, block * block, C)
-        rows, columns = (height + pad_h) // self.block, (width + pad_w) // self.block
-        whole = received.new_zeros(
-            len(features), rows, columns, self.block, self.block, received.shape[-1]
-        )
-        received = received.reshape(-1, self.block, self.block, received.shape[-1])
-        whole = whole.index_put((batch, row, column), received)
+        shape = (len(features), rows, columns, self.block, self.block, received.shape[-1])
+        if chosen is None:
+            whole = received.reshape(shape)
+        else:
+            whole = received.new_zeros(shape)
+            whole = whole.index_put(chosen, received.reshape(-1, *shape[3:]))
         whole = whole.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-        fused: Tensor = features + mask * self.nu(whole[..., :height, :width])
+        fused: Tensor = features + mask * self.nu(whole.narrow(2, 0, height).narrow(3, 0, width))
         return fused
 
 
@@ -257,7 +257,7 @@ class GlobalNonlocal(nn.Module):
             (B, C, H, W); intact cells are untouched.
         """
         damaged = _damaged_cells(mask, features)
-        if not damaged.any():  # exactly the identity then
+        if not (is_static() or damaged.any()):  # exactly the identity then
             return features
 
         def rows(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from oldrestore.checkpoint import load_strictly, read_checkpoint, write_checkpoint
 from oldrestore.config import CompactConfig, PaperConfig, RestorerConfig, restorer_config
+from oldrestore.device import Graphs, choose_device, choose_dtype, memory_format
 from oldrestore.fill import fill_holes, paint_white
 from oldrestore.image import PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
 from oldrestore.layers import GlobalNonlocal, PartialNonlocal, PatchAttention, ResidualBlock
@@ -86,6 +87,11 @@ class Restorer:
         device: None or "auto": CUDA if there is one, else the CPU.
         dtype: of the convolutions. None: float32; "auto": float16 on CUDA, float32 elsewhere.
         backend: of the operations, see ``ops.available``; None: the fastest.
+        cuda_graphs: on CUDA, replay each size of photo from a graph; pays for many photos of few
+            sizes.
+
+    Raises:
+        ValueError: this machine has no such device, or cannot do what is asked for on it.
     """
 
     def __init__(
@@ -96,14 +102,15 @@ class Restorer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         backend: str | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         if config.vae.latent_channels != config.mapping.latent_channels:
             both = f"{config.vae.latent_channels} and {config.mapping.latent_channels}"
             raise ValueError(f"config: vae and mapping differ in latent_channels: {both}")
         self.config = config
         self.about = dict(about or {})
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
         self.vae_old_encoder = make_encoder(config.vae)
         self.mapping = make_mapping(config.mapping)
         self.vae_clean_decoder = make_decoder(config.vae)
@@ -111,9 +118,14 @@ class Restorer:
         self.detector = None if config.mask is None else make_detector(config.mask)
         for name, network in self.networks().items():
             # the tone head is tiny, and its curve goes over every pixel: always in full precision
-            network.to(self.device, torch.float32 if name == "tone" else self.dtype)
+            precision = torch.float32 if name == "tone" else self.dtype
+            network.to(self.device, precision)
+            network.to(memory_format=memory_format(self.device))  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
         self._set_backend(backend)
+        if cuda_graphs and self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs: needs a CUDA device, not {self.device}")
+        self._run = Graphs(self._through_networks) if cuda_graphs else self._through_networks
 
     @classmethod
     def load(
@@ -122,6 +134,7 @@ class Restorer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         backend: str | None = None,
+        cuda_graphs: bool = False,
     ) -> "Restorer":
         """Build the networks of a weights file; None: the file shipped with the package.
 
@@ -134,7 +147,12 @@ class Restorer:
         config = restorer_config(checkpoint.config, f"{path}: config")
         try:
             restorer = cls(
-                config, about=checkpoint.about, device=device, dtype=dtype, backend=backend
+                config,
+                about=checkpoint.about,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                cuda_graphs=cuda_graphs,
             )
         except RuntimeError as error:  # torch's, of sizes that no layer can have
             raise ValueError(f"{path}: config: no network can be built of it: {error}") from error
@@ -329,12 +347,15 @@ class Restorer:
     def translate(self, filled: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
         """Old domain to clean domain: encode, map, decode. Shapes as ``restore_tensor``."""
         height, width = filled.shape[-2:]
-        cell_px = self.mapping.cell_px
-        latent = self.vae_old_encoder(_pad(filled, cell_px).to(self.dtype))
+        layout, cell_px = memory_format(self.device), self.mapping.cell_px
+        operands = [_pad(x, cell_px).to(self.dtype, memory_format=layout) for x in (filled, mask)]
         self.mapping.use_nonlocal = use_nonlocal
-        latent = self.mapping(latent, _pad(mask, cell_px).to(self.dtype))
-        restored: Tensor = self.vae_clean_decoder(latent)
-        return restored[..., :height, :width].float().clamp(-1, 1)
+        run = self._run if use_nonlocal else self._through_networks
+        return run(*operands)[..., :height, :width].float().clamp(-1, 1)
+
+    def _through_networks(self, filled: Tensor, mask: Tensor) -> Tensor:
+        restored: Tensor = self.vae_clean_decoder(self.mapping(self.vae_old_encoder(filled), mask))
+        return restored
 
     @torch.inference_mode()
     def undo_fading(
@@ -376,24 +397,3 @@ def _fraction(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected 0 to 1, got {value}")
     return float(value)
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's, of a name or a device it lacks
-        raise ValueError(f"device: cannot use {device!r}: {error}") from error
-    return torch.device(device)
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype: expected float32, float16, bfloat16 or 'auto', got {dtype}")
-    assert isinstance(dtype, torch.dtype)
-    return dtype

@@ -13,7 +13,7 @@ import oldrestore
 PACKAGE = Path(oldrestore.__file__).parent
 NETWORKS = {"mask", "tone", "vae", "mapping"}
 LEAVES = {"checkpoint", "fill", "image", "perceptual", "photo_file"}
-BELOW_TRAINING = {"ops", "layers", "config", "degradation", *NETWORKS, *LEAVES}
+BELOW_TRAINING = {"ops", "device", "layers", "config", "degradation", *NETWORKS, *LEAVES}
 
 # What each part of the package may import of the package. A part not named here fails the test.
 ALLOWED = {
@@ -23,6 +23,7 @@ ALLOWED = {
     "photo_file": set(),
     "image": {"photo_file"},
     "ops": set(),
+    "device": {"ops"},
     "layers": {"ops"},
     "mask": {"ops", "layers"},
     "tone": {"ops", "layers"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "mapping": {"ops", "layers"},
     "config": {"checkpoint", *NETWORKS},
     "published": {"checkpoint", "config", "layers", *NETWORKS},
-    "pipeline": {"ops", "layers", "config", *NETWORKS, *LEAVES} - {"perceptual"},
+    "pipeline": {"ops", "device", "layers", "config", *NETWORKS, *LEAVES} - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "evaluate": {"pipeline", "degradation", *LEAVES},

@@ -7,7 +7,7 @@ import torch
 from oldrestore.ops import partial_nonlocal as _partial_nonlocal
 from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
-from oldrestore.ops._dispatch import set_backend
+from oldrestore.ops._dispatch import is_static, set_backend, static_control_flow
 from oldrestore.ops.partial_nonlocal import partial_nonlocal
 from oldrestore.ops.patch_attention import patch_attention
 from oldrestore.ops.residual_block import residual_block
@@ -15,10 +15,12 @@ from oldrestore.ops.residual_block import residual_block
 __all__ = [
     "available",
     "describe",
+    "is_static",
     "partial_nonlocal",
     "patch_attention",
     "residual_block",
     "set_backend",
+    "static_control_flow",
 ]
 
 _OPERATIONS = {

@@ -5,10 +5,12 @@ An operation lists its backends fastest first and ends with ``reference``, which
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -103,6 +105,24 @@ def native_missing(device: torch.device) -> str | None:
     if NATIVE is None:
         return "the native extension oldrestore._C is not built"
     return None
+
+
+_static: ContextVar[bool] = ContextVar("static control flow", default=False)
+
+
+@contextlib.contextmanager
+def static_control_flow() -> Iterator[None]:
+    """In this context no operation asks what a tensor holds: a CUDA graph can be captured."""
+    token = _static.set(True)
+    try:
+        yield
+    finally:
+        _static.reset(token)
+
+
+def is_static() -> bool:
+    """Whether shapes and choices must not depend on values: under a compiler or a capture."""
+    return torch.compiler.is_compiling() or _static.get()
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -67,9 +67,9 @@ def partial_nonlocal(
     out = chosen.run(query, key, value, mask, queries=queries)
     if not least_mass:
         return out
-    is_plain = chosen.name == "reference" or torch.compiler.is_compiling()
+    is_plain = chosen.name == "reference" or _dispatch.is_static()
     share = _share if is_plain else _share_of_rare
-    return out * share(query, key, mask, least_mass)[:, :, None].to(out.dtype)
+    return out * share(query, key, mask, least_mass).unsqueeze(2).to(out.dtype)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, queries: str) -> None:
@@ -102,7 +102,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, queries: str) -> Tensor:
-    logits = query @ key.transpose(1, 2) + torch.log1p(-mask)[:, None, :]  # (B, M, N)
+    logits = query @ key.transpose(1, 2) + torch.log1p(-mask).unsqueeze(1)  # (B, M, N)
     blind = _blind(mask)
     # filled before softmax too: over -inf alone both its value and its gradient are NaN
     weights = logits.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
@@ -112,7 +112,7 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, queri
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, queries: str) -> Tensor:
     is_large = query.shape[1] * key.shape[1] >= GATHER_LOGITS[queries]
     # how many keys are kept depends on the data, which a compiled graph cannot follow
-    if is_large and not torch.compiler.is_compiling():
+    if is_large and not _dispatch.is_static():
         samples = zip(query, key, value, mask, strict=True)
         return torch.stack([_attend_gathered(*sample, queries) for sample in samples])
     return _attend_biased(query, key, value, mask, queries)
@@ -121,7 +121,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, queries: s
 def _attend_biased(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, queries: str) -> Tensor:
     """All samples at once, damaged keys barred by a bias of minus infinity."""
     blind = _blind(mask)
-    bias = torch.log1p(-mask)[:, None, :].masked_fill(blind, 0.0)  # (B, 1, N)
+    bias = torch.log1p(-mask).unsqueeze(1).masked_fill(blind, 0.0)  # (B, 1, N)
     out = _attend(query, key, value, bias)
     return _keep(out.masked_fill(blind, 0.0), mask, queries)
 
@@ -145,7 +145,7 @@ def _attend_gathered(
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(query @ key^T + bias) @ value; bias (B, 1, N)."""
     if bias is not None:
-        bias = bias.expand(-1, query.shape[1], -1)[:, None]  # (B, 1, M, N), no copy
+        bias = bias.expand(-1, query.shape[1], -1).unsqueeze(1)  # (B, 1, M, N), no copy
     depth, depth_value = query.shape[2], value.shape[2]
     if depth != depth_value and query.shape[1] * key.shape[1] >= GATHER_LOGITS["all"]:
         # Of unequal depths torch's fused kernels refuse, and the others hold all logits. Zeros
@@ -153,15 +153,18 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
         query, key = (F.pad(t, (0, max(depth_value - depth, 0))) for t in (query, key))
         value = F.pad(value, (0, max(depth - depth_value, 0)))
     # rows that are not contiguous, as a transposed map's, are refused likewise
-    query, key, value = (t.contiguous()[:, None] for t in (query, key, value))
+    query, key, value = (
+        (t if t.is_contiguous() else t.clone(memory_format=torch.contiguous_format)).unsqueeze(1)
+        for t in (query, key, value)
+    )
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-    return out[:, 0, :, :depth_value]
+    return out.squeeze(1).narrow(2, 0, depth_value)
 
 
 def _share(query: Tensor, key: Tensor, mask: Tensor, least_mass: float) -> Tensor:
     """(B, M) in [0, 1]: what ``least_mass`` leaves of each output, by its definition."""
     logits = (query @ key.transpose(1, 2)).float()
-    kept = logits + torch.log1p(-mask)[:, None, :].float()
+    kept = logits + torch.log1p(-mask).unsqueeze(1).float()
     kept = kept.masked_fill(_blind(mask), 0.0)  # as in the reference; the output there is zero
     excess = kept.logsumexp(dim=2) - logits.logsumexp(dim=2)
     return (excess - math.log(least_mass)).clamp(max=0).exp()
@@ -208,7 +211,7 @@ def _log_sum_exp(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
 
 def _blind(mask: Tensor) -> Tensor:
     """(B, 1, 1): which samples have no undamaged key at all."""
-    return (mask == 1).all(dim=1)[:, None, None]
+    return (mask == 1).all(dim=1).reshape(-1, 1, 1)
 
 
 def _keep(out: Tensor, mask: Tensor, queries: str) -> Tensor:
