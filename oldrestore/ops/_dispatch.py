@@ -125,6 +125,19 @@ def is_static() -> bool:
     return torch.compiler.is_compiling() or _static.get()
 
 
+def check_fractions(name: str, values: Tensor) -> None:
+    """Refuse values outside [0, 1], which NaN is too; not asked while shapes must be static.
+
+    Raises:
+        ValueError: there are such values; says ``name`` and the first of them.
+    """
+    if is_static():
+        return
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        raise ValueError(f"{name}: expected values in [0, 1], got {float(values[wrong][0])}")
+
+
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will ask for the gradient of any of these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

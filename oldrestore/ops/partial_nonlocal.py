@@ -55,14 +55,15 @@ def partial_nonlocal(
         (B, M, E), dtype of ``value``. A sample with no undamaged key gives zeros.
 
     Raises:
-        ValueError: shapes, dtypes, devices, ``queries`` or ``least_mass`` disagree, or the backend
-            asked for cannot run them.
+        ValueError: shapes, dtypes, devices, ``queries`` or ``least_mass`` disagree, the mask has
+            values outside [0, 1], or the backend asked for cannot run them.
     """
     query, key, value, mask = _dispatch.autocast(query, key, value, mask)
     _check(query, key, value, mask, queries)
     if not 0 <= least_mass < 1:
         raise ValueError(f"least_mass: expected 0 up to 1, got {least_mass}")
     mask = mask.detach()
+    _dispatch.check_fractions("mask", mask)
     chosen = OPERATION.choose(backend, query.device, query, key, value, mask)
     out = chosen.run(query, key, value, mask, queries=queries)
     if not least_mass:

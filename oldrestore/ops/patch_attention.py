@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oldrestore.ops import _dispatch
 from oldrestore.ops._dispatch import Backend, Operation
 
 DAMAGED_ABOVE = 0.6  # mean of a patch's mask; the published code's threshold
@@ -55,6 +56,7 @@ def patch_attention(
             for is unknown.
     """
     _check(x, mask, patch_size)
+    _dispatch.check_fractions("mask", mask)
     chosen = OPERATION.choose(backend, x.device, x, mask, patch_size)
     return chosen.run(x, mask.detach(), patch_size)
 

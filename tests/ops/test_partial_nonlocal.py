@@ -356,3 +356,11 @@ def test_the_least_mass_of_an_empty_or_full_mask(backend: str, mask_value: float
 def test_a_least_mass_out_of_range_is_named() -> None:
     with pytest.raises(ValueError, match=r"least_mass: expected 0 up to 1, got 1.5"):
         partial_nonlocal(*make_inputs(1, 2, 2, 2, 2), least_mass=1.5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.5])
+def test_a_mask_out_of_range_is_named_by_every_backend(backend: str, value: float) -> None:
+    query, key, value_, mask = make_inputs(1, 4, 4, 2, 2)
+    mask[0, 2] = value
+    with pytest.raises(ValueError, match=r"mask: expected values in \[0, 1\], got"):
+        partial_nonlocal(query, key, value_, mask, backend=backend)

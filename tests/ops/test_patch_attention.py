@@ -263,3 +263,12 @@ def test_a_bad_argument_is_named(message: str) -> None:
     arguments = {"x": torch.zeros(2, 3, 8, 8), "mask": torch.zeros(2, 1, 8, 8), "patch_size": 2}
     with pytest.raises(ValueError, match=f"^{message}"):
         patch_attention(**arguments | BAD[message])
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.5])
+def test_a_mask_out_of_range_is_named_by_every_backend(backend: str, value: float) -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[0, 0, 1, 2] = value
+    with pytest.raises(ValueError, match=r"mask: expected values in \[0, 1\], got"):
+        patch_attention(torch.randn(1, 3, 4, 4), mask, 2, backend=backend)
