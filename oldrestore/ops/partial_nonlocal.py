@@ -2,6 +2,7 @@
 
 ``reference`` is the definition. ``sdpa`` is torch's fused attention: over the undamaged keys alone
 where a sample is large, over all keys of all samples under a bias where they are small and many.
+``triton`` lists the undamaged keys on the device.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oldrestore.ops import _dispatch
+from oldrestore.ops import _dispatch, _triton
 from oldrestore.ops._dispatch import Backend, Operation
 
 # From how many logits (queries x keys) on, a sample's keys are gathered. Measured on one core with
@@ -49,7 +50,7 @@ def partial_nonlocal(
         mask: (B, N) in [0, 1], of the keys; 1 is damaged. It gets no gradient.
         queries: "all", or "damaged": positions with mask 0 give zeros; needs M == N.
         least_mass: the divisor is at least this share of exp(query[i] . key[j]) summed over all j.
-        backend: "reference", "sdpa", or None for the fastest.
+        backend: "reference", "sdpa", "triton", or None for the fastest.
 
     Returns:
         (B, M, E), dtype of ``value``. A sample with no undamaged key gives zeros.
@@ -65,6 +66,10 @@ def partial_nonlocal(
     mask = mask.detach()
     _dispatch.check_fractions("mask", mask)
     chosen = OPERATION.choose(backend, query.device, query, key, value, mask)
+    if least_mass and chosen.name == "triton" and not _dispatch.needs_gradient(query, key, value):
+        return _triton.bounded_partial_nonlocal(
+            query, key, value, mask, queries=queries, least_mass=least_mass
+        )
     out = chosen.run(query, key, value, mask, queries=queries)
     if not least_mass:
         return out
@@ -228,6 +233,7 @@ def _sdpa_unsupported(*operands: Tensor) -> str | None:
 OPERATION = Operation(
     "partial_nonlocal",
     (
+        Backend("triton", _triton.partial_nonlocal, _triton.missing, _triton.unsupported_attention),
         Backend("sdpa", _sdpa, unsupported=_sdpa_unsupported),
         Backend("reference", _reference),
     ),
