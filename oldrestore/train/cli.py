@@ -7,10 +7,10 @@ import json
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
@@ -25,36 +25,45 @@ from oldrestore.train.config import (
     LoopSettings,
     MappingSettings,
     MaskSettings,
-    Settings,
     ToneSettings,
     VAESettings,
-    preset,
 )
 from oldrestore.train.loop import Stage, Trainer
+from oldrestore.train.presets import Settings, preset
 from oldrestore.train.release import write_release
 
 app = App(name="train", help="Train the stages of the triplet, then release them as one file.")
 
 
-def _overrides(settings: type[Any], skip: frozenset[str] = frozenset()) -> type[Any]:
-    """A dataclass with the fields of ``settings``, each optional: what a flag may change."""
-    hints = typing.get_type_hints(settings)
-    helps = _helps(settings)
+def _overrides(*settings: type[Any], skip: frozenset[str] = frozenset()) -> type[Any]:
+    """A dataclass with the fields of all ``settings``, each optional: what a flag may change."""
+    kinds: dict[str, list[Any]] = {}
+    helps: dict[str, list[str]] = {}
+    for one in settings:
+        hints, described = typing.get_type_hints(one), _helps(one)
+        for field in dataclasses.fields(one):
+            if field.name not in skip and field.init:
+                kinds.setdefault(field.name, []).append(hints[field.name])
+                helps.setdefault(field.name, []).append(described.get(field.name, ""))
     fields: list[tuple[str, Any, Any]] = []
-    for field in dataclasses.fields(settings):
-        if field.name in skip or not field.init:
-            continue
-        kind = hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            kind = _overrides(kind)
-        described = Annotated[kind | None, Parameter(help=helps.get(field.name))]  # type: ignore[valid-type]  # made at run time
-        fields.append((field.name, described, dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass(
-        f"{settings.__name__}Flags", fields, frozen=True, kw_only=True
-    )
+    for name, found in kinds.items():
+        kind = _flag_kind(found)
+        text = " / ".join(dict.fromkeys(filter(None, helps[name])))
+        described_kind = Annotated[kind | None, Parameter(help=text or None)]  # type: ignore[valid-type]  # made at run time
+        fields.append((name, described_kind, dataclasses.field(default=None)))
+    title = "Or".join(one.__name__ for one in settings)
+    made = dataclasses.make_dataclass(f"{title}Flags", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # make_dataclass says "types", which cyclopts takes for a builtin
     return made
+
+
+def _flag_kind(kinds: Sequence[Any]) -> Any:
+    """The type of a flag whose field is of these types in the members of a union of settings."""
+    members = [member for kind in kinds for member in (typing.get_args(kind) or (kind,))]
+    if all(map(dataclasses.is_dataclass, members)):
+        return _overrides(*members)
+    # one number here, a list of them there: a flag that takes a list takes one number too
+    return next((kind for kind in kinds if typing.get_origin(kind) is tuple), kinds[0])
 
 
 def _helps(settings: type[Any]) -> dict[str, str]:
@@ -67,25 +76,47 @@ def _helps(settings: type[Any]) -> dict[str, str]:
     return found
 
 
-def _apply(settings: Any, overrides: Any) -> Any:
-    """``settings`` with what was given on the command line, nested settings too."""
+def _given(overrides: Any) -> dict[str, Any]:
+    """What was given on the command line, by the name of its field."""
+    fields = [] if overrides is None else dataclasses.fields(overrides)
+    values = {field.name: getattr(overrides, field.name) for field in fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _apply(settings: Any, overrides: Any, prefix: str = "") -> Any:
+    """``settings`` with what was given on the command line, nested settings too.
+
+    Raises:
+        ValueError: the settings of this preset have no such field, or not that many values.
+    """
     changes = {}
-    for field in dataclasses.fields(overrides):
-        value = getattr(overrides, field.name)
-        if value is None:
-            continue
-        ours = getattr(settings, field.name)
-        changes[field.name] = _apply(ours, value) if dataclasses.is_dataclass(value) else value
+    for name, value in _given(overrides).items():
+        flag = f"{prefix}{name}"
+        if not hasattr(settings, name):
+            known = ", ".join(field.name for field in dataclasses.fields(settings))
+            raise ValueError(
+                f"{flag}: this preset has a {type(settings).__name__}, which knows {known}"
+            )
+        ours = getattr(settings, name)
+        if dataclasses.is_dataclass(value):
+            changes[name] = _apply(ours, value, f"{flag}.")
+        elif isinstance(value, tuple) and not isinstance(ours, tuple):
+            if len(value) != 1:
+                raise ValueError(f"{flag}: this preset takes one number, got {value}")
+            changes[name] = value[0]
+        else:
+            changes[name] = value
     return dataclasses.replace(settings, **changes)
 
 
 def _flags(stage: type[LoopSettings], skip: frozenset[str] = frozenset()) -> Any:
-    return Annotated[_overrides(stage, skip) | None, Parameter(name="*")]
+    return Annotated[_overrides(stage, skip=skip) | None, Parameter(name="*")]
 
 
-def _settings(stage: type[Settings], name: str, overrides: Any, **given: Any) -> Settings:
-    settings = dataclasses.replace(preset(stage, name), **given)
-    changed = settings if overrides is None else _apply(settings, overrides)
+def _settings(
+    stage: type[Settings], name: str, overrides: Any, kind: str | None = None
+) -> Settings:
+    changed = _apply(preset(stage, name, kind), overrides)
     assert isinstance(changed, stage)
     return changed
 
@@ -118,9 +149,10 @@ class Common:
     clean:
         Folders of clean photos, drawn from equally often.
     preset:
-        "tiny" or "compact".
+        "compact" (the networks that are shipped) or "paper" (the published ones); "tiny" and
+        "paper-tiny" are the same made small, to try things out.
     init_from:
-        Run folder of the same stage to start from.
+        Run folder or weights file whose networks to start from, to train them on.
     device:
         "cpu", "cuda", ...; the GPU if there is one.
     threads:
@@ -145,7 +177,7 @@ def vae(
     run: Path,
     *,
     common: Common,
-    domain: str = "clean",
+    domain: Literal["clean", "old"] = "clean",
     old: list[Path] | None = None,
     textures: Path | None = None,
     backbone: Path | None = None,
@@ -160,7 +192,7 @@ def vae(
         textures: folder of damage textures (grey pictures, white = damage).
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
-    settings = _settings(VAESettings, common.preset, flags, domain=domain)
+    settings = _settings(VAESettings, common.preset, flags, domain)
 
     def make() -> Stage:
         return vae_stage.make_stage(
@@ -179,8 +211,9 @@ def mapping(
     run: Path,
     *,
     common: Common,
-    vae_old: Path,
-    vae_clean: Path,
+    variant: Literal["scratch", "hr", "quality"] | None = None,
+    vae_old: Path | None = None,
+    vae_clean: Path | None = None,
     textures: Path | None = None,
     backbone: Path | None = None,
     flags: Any = None,
@@ -189,12 +222,15 @@ def mapping(
 
     Args:
         run: folder of the run; a run that is there is continued.
-        vae_old: run folder of the old domain's VAE.
-        vae_clean: run folder of the clean domain's VAE.
+        variant: of the preset paper: "scratch" (if not given), "hr" or "quality", each with its
+            own published settings.
+        vae_old: run folder of the old domain's VAE, or a weights file; if not given, it is taken
+            from --init-from.
+        vae_clean: the same for the clean domain.
         textures: folder of damage textures (grey pictures, white = damage).
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
-    settings = _settings(MappingSettings, common.preset, flags)
+    settings = _settings(MappingSettings, common.preset, flags, variant)
 
     def make() -> Stage:
         return mapping_stage.make_stage(
@@ -257,23 +293,25 @@ def release(
     output: Path,
     *,
     mapping: Path,
-    mask: Path,
-    tone: Path,
+    mask: Path | None = None,
+    tone: Path | None = None,
     about: Path | None = None,
-    defaults: Annotated[Defaults | None, Parameter(name="*")] = None,
+    defaults: Any = None,
 ) -> None:
     """Write what `restore` uses of finished runs as one file of weights.
 
     Args:
         output: the safetensors file.
         mapping: run folder of the mapping stage; the VAEs come from it too.
-        mask: run folder of the detector.
-        tone: run folder of the tone head.
+        mask: run folder of the detector, or a weights file with one; published networks may go
+            without.
+        tone: run folder of the tone head, or a weights file with one; published networks have none.
         about: JSON file of facts to store: data and licences, scores.
         defaults: of `restore` with these weights.
     """
     facts = json.loads(about.read_text()) if about is not None else {}
-    write_release(output, mapping=mapping, mask=mask, tone=tone, about=facts, defaults=defaults)
+    changed = _given(defaults)
+    write_release(output, mapping=mapping, mask=mask, tone=tone, about=facts, defaults=changed)
 
 
 # cyclopts reads the flags off the annotations; those of the settings are made from their fields
@@ -281,5 +319,6 @@ vae.__annotations__["flags"] = _flags(VAESettings, frozenset({"domain"}))
 mapping.__annotations__["flags"] = _flags(MappingSettings)
 mask.__annotations__["flags"] = _flags(MaskSettings)
 tone.__annotations__["flags"] = _flags(ToneSettings)
+release.__annotations__["defaults"] = Annotated[_overrides(Defaults) | None, Parameter(name="*")]
 for command in (vae, mapping, mask, tone, release):
     app.command(command)

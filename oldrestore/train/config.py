@@ -4,13 +4,12 @@ A loss whose weight is 0 is switched off: neither computed nor logged.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from oldrestore.degradation import DegradationSettings
-from oldrestore.mapping import MappingConfig
-from oldrestore.mask import DetectorConfig
+from oldrestore.mapping import MappingConfig, PaperMappingConfig
+from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import THUMBNAIL_PX, ToneConfig
-from oldrestore.vae import VAEConfig
+from oldrestore.vae import PaperVAEConfig, VAEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +22,13 @@ class LoopSettings:
     late_crop_px: side of the crops late in the run; 0 = the same.
     late_share: share of the steps that counts as late.
     lr: peak learning rate.
-    betas, weight_decay: of AdamW.
-    warmup: steps of linear warm-up.
-    schedule: "cosine", or "linear" (flat for the first half, then a
-        straight line to zero, as published).
-    final_lr: learning rate at the end, as a share of the peak.
+    betas, weight_decay: of AdamW; without weight decay it is Adam.
+    warmup: steps of linear warm-up; 0 = none.
+    schedule: "cosine", or "linear" (flat, then a straight line to zero, as published).
+    flat_share: share of the steps before the line of "linear" begins.
+    final_lr: learning rate at the end of "cosine", as a share of the peak.
     clip: largest norm of the gradient; 0 = no limit.
-    ema: decay of the averaged weights.
+    ema: decay of the averaged weights; 0 = no average, the weights themselves are released.
     seed: of everything random.
     workers: data loading processes a training process; 0 = load in the process itself.
     log_every, validate_every, sheet_every: steps from one to the next.
@@ -47,6 +46,7 @@ class LoopSettings:
     weight_decay: float = 1e-4
     warmup: int = 100
     schedule: str = "cosine"
+    flat_share: float = 0.5
     final_lr: float = 0.01
     clip: float = 0.5
     ema: float = 0.999
@@ -65,6 +65,9 @@ class LoopSettings:
         for name in ("crop_px", "late_crop_px"):
             if getattr(self, name) % 16:
                 raise ValueError(f"{name}: expected a multiple of 16, got {getattr(self, name)}")
+        for name in ("flat_share", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 to below 1, got {getattr(self, name)}")
         if self.schedule not in ("cosine", "linear"):
             raise ValueError(f"schedule: expected 'cosine' or 'linear', got {self.schedule!r}")
         if self.amp not in ("off", "bf16", "fp16"):
@@ -75,8 +78,10 @@ class LoopSettings:
 class AdversarySettings:
     """The image discriminators of a stage.
 
-    channels: width of the first layer. scales: how many, each at half the side of the one before.
-    lr: of their optimiser. spectral_norm: on every convolution.
+    channels: width of the first layer.
+    scales: how many, each at half the side of the one before; the latents' has one.
+    lr: of their optimiser.
+    spectral_norm: on every convolution.
     """
 
     channels: int = 32
@@ -90,12 +95,20 @@ class VAESettings(LoopSettings):
     """Stage "vae": loss weights after Wan et al., eq. 1 and 2; L1 and KL as measured for `compact`.
 
     domain: "old" (real and synthetic old photos) or "clean".
+    smallest_scale: clean photos are shrunk at random down to this, which hides their own JPEG;
+        1 = their own pixels.
+    reconstruction: weight of the L1 of pixels.
+    kl: weight of the distance to the prior.
+    lsgan, feature_matching, perceptual: weights of the adversarial loss, of the discriminator's
+        features and of an ImageNet network's.
+    latent_adversary: weight of the adversary that tells real from synthetic old photos' latents.
     """
 
     domain: str = "clean"
-    network: VAEConfig = field(default_factory=VAEConfig)
+    network: VAEConfig | PaperVAEConfig = field(default_factory=VAEConfig)
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
     degradation: DegradationSettings = field(default_factory=DegradationSettings)
+    smallest_scale: float = 0.5
     reconstruction: float = 1.0
     kl: float = 1e-4
     lsgan: float = 0.0
@@ -119,17 +132,26 @@ class MappingSettings(LoopSettings):
     """Stage "mapping": eq. 3 of Wan et al., with pixel losses in front for `compact`.
 
     trains: "mapping" (both VAEs frozen, as published) or "all" (old encoder and clean decoder too).
+    smallest_scale: clean photos are shrunk at random down to this, which hides their own JPEG;
+        1 = their own pixels.
+    pixel: weight of the L1 of pixels.
     hole_weight: how much more than elsewhere a pixel of a hole counts in ``pixel``.
+    latent: weight of the latents' L1 in standard deviations of the target's channels.
+    plain_latent: weight of the latents' L1 as it is, the published form.
+    lsgan, feature_matching, perceptual: weights of the adversarial loss, of the discriminator's
+        features and of an ImageNet network's.
     mask_dilation_px: masks are grown by 0 up to this, as a detector's mask is never exact.
     """
 
     trains: str = "mapping"
-    network: MappingConfig = field(default_factory=MappingConfig)
+    network: MappingConfig | PaperMappingConfig = field(default_factory=MappingConfig)
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
     degradation: DegradationSettings = field(default_factory=DegradationSettings)
+    smallest_scale: float = 0.5
     pixel: float = 1.0
     hole_weight: float = 6.0
     latent: float = 0.05
+    plain_latent: float = 0.0
     lsgan: float = 0.0
     feature_matching: float = 0.0
     perceptual: float = 0.0
@@ -143,21 +165,34 @@ class MappingSettings(LoopSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings(LoopSettings):
-    """Stage "mask": binary cross-entropy and Dice on what the damage visibly changed.
+    """Stage "mask": pixel losses and Dice on what the damage visibly changed.
 
     smallest_scale: photos are shrunk down to this before damage is laid on them. Small figures,
         windows and papers look like spots: the detector has to see many that are none.
     old_share: share of the samples whose ground is a real old photo, if there are any.
+    cross_entropy: weight of the binary cross-entropy.
+    positive_weight: how many times a damaged pixel counts in ``cross_entropy``.
+    focal: weight of the focal loss.
+    focal_gamma: how fast pixels that are already told right lose their say in ``focal``.
+    dice: weight of the Dice loss.
     """
 
-    network: DetectorConfig = field(default_factory=DetectorConfig)
+    network: DetectorConfig | PaperDetectorConfig = field(default_factory=DetectorConfig)
     degradation: DegradationSettings = field(
         default_factory=lambda: DegradationSettings(p_structured=0.6, p_grey=0.5)
     )
     smallest_scale: float = 0.25
     old_share: float = 0.5
     cross_entropy: float = 1.0
+    positive_weight: float = 1.0
+    focal: float = 0.0
+    focal_gamma: float = 2.0
     dice: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.focal_gamma < 1:  # below, the gradient of what is told right has no bound
+            raise ValueError(f"focal_gamma: expected at least 1, got {self.focal_gamma}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,64 +220,3 @@ class ToneSettings(LoopSettings):
     )
     pixel: float = 1.0
     faded: float = 0.2
-
-
-Settings = TypeVar("Settings", bound=LoopSettings)
-
-_TINY_LOOP: dict[str, Any] = {
-    "steps": 150,
-    "batch": 4,
-    "crop_px": 64,
-    "warmup": 10,
-    "ema": 0.98,
-    "workers": 0,
-    "log_every": 10,
-    "validate_every": 50,
-    "sheet_every": 50,
-}
-_TINY_VAE = VAEConfig(latent_channels=16, half_channels=8, quarter_channels=16, quarter_blocks=1)
-_TINY_MAPPING = MappingConfig(
-    latent_channels=16,
-    channels=16,
-    blocks=1,
-    core_channels=24,
-    core_blocks=1,
-    attention_channels=8,
-    attention_block=4,
-    attention_halo=4,
-)
-
-# what a preset changes of a stage's defaults
-_PRESETS: dict[tuple[str, type[LoopSettings]], dict[str, Any]] = {
-    ("tiny", VAESettings): {"network": _TINY_VAE, **_TINY_LOOP},
-    ("tiny", MappingSettings): {"network": _TINY_MAPPING, **_TINY_LOOP},
-    ("tiny", MaskSettings): {
-        "network": DetectorConfig(channels=(12, 16, 24), blocks=(1, 1, 1)),
-        **_TINY_LOOP,
-        "steps": 400,
-        "lr": 4e-3,
-        "degradation": DegradationSettings(p_structured=0.8, severity=(0.0, 0.3)),
-    },
-    ("tiny", ToneSettings): {
-        "network": ToneConfig(channels=(8, 16)),
-        **_TINY_LOOP,
-        "steps": 300,
-        "lr": 3e-3,
-    },
-    ("compact", VAESettings): {"steps": 3000},
-    ("compact", MappingSettings): {"steps": 40_000, "late_crop_px": 192},
-    ("compact", MaskSettings): {"steps": 10_000, "lr": 1.5e-3, "crop_px": 192},
-    ("compact", ToneSettings): {"steps": 6000, "batch": 16},
-}
-PRESETS = ("tiny", "compact")
-
-
-def preset(stage: type[Settings], name: str) -> Settings:
-    """The settings of a stage at a preset.
-
-    Raises:
-        ValueError: no such preset.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return stage(**_PRESETS[name, stage])

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 HELD_OUT = 0.04  # share of photo families kept for validation
-SMALLEST_SCALE = 0.5  # clean photos are shrunk at random down to this: hides their own JPEG
+VALIDATION_CROP_PX = 256  # at most; twice the side of the crops to train on
 CACHE_BYTES = 1_500_000_000  # decoded photos kept in memory, per loading process
 PREFETCH = 4  # batches ahead, per loading process
 # "name__crop", "plate-b", "plate-g", "frame_00012": pictures of one scene stay in one split
@@ -119,7 +119,7 @@ def crop(
     size_px: int,
     rng: Generator,
     *,
-    smallest_scale: float = SMALLEST_SCALE,
+    smallest_scale: float,
 ) -> Tensor:
     """A random square of a photo, flipped half the time -> (3, size, size) in [-1, 1].
 
@@ -183,6 +183,18 @@ def crop_at(settings: LoopSettings, step: int) -> int:
     """Side of the crops at a step: larger ones come late, when they pay."""
     is_late = step >= settings.steps * (1 - settings.late_share)
     return settings.late_crop_px if is_late and settings.late_crop_px else settings.crop_px
+
+
+def validation_crop_px(settings: LoopSettings) -> int:
+    """Side of the held-out crops."""
+    return min(VALIDATION_CROP_PX, 2 * settings.crop_px)
+
+
+def smallest_px(settings: LoopSettings, *, held_out: bool) -> int:
+    """The shorter side that photos need: that of the largest crop ever taken of them."""
+    if held_out:
+        return validation_crop_px(settings)
+    return max(settings.crop_px, settings.late_crop_px)
 
 
 def batches(

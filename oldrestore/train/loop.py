@@ -9,11 +9,10 @@ import contextlib
 import json
 import logging
 import math
-import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from oldrestore.train.config import LoopSettings
-from oldrestore.train.data import Batch, Samples, batches, fixed_batch
+from oldrestore.train.data import Batch, Samples, batches, fixed_batch, validation_crop_px
 from oldrestore.train.log import RunLog, save_sheet
+from oldrestore.train.state import STATE_FILE, STATE_FORMAT, read_state
 
 log = logging.getLogger(__name__)
 
-STATE_FORMAT = 1
 VALIDATION_CROPS = 16
-VALIDATION_CROP_PX = 256
 
 
 @dataclass
@@ -53,12 +51,14 @@ class Stage:
     """What a stage file gives the loop.
 
     name: "vae_old", "vae_clean", "mapping", "mask", "tone".
-    config: layouts of the networks by name, as they stand in a released file.
+    config: layouts of the networks by name, and whose they are under "preset", as they stand in a
+        released file.
     networks: what is averaged and released.
     players: in the order of their steps.
     samples, validation: crops to train on, and held-out ones.
     validate: figures of (averaged) networks on a batch, by name.
     sheet: (averaged) networks on a batch -> pictures (N, 3, H, W), ``columns`` of them a row.
+    judges: networks that no player trains and that only its losses look through.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Stage:
     validate: Callable[[nn.ModuleDict, Batch], dict[str, float]]
     sheet: Callable[[nn.ModuleDict, Batch], Tensor]
     columns: int
+    judges: Sequence[nn.Module] = ()
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
@@ -77,7 +78,7 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, settings.warmup))
     progress = step / settings.steps
     if settings.schedule == "linear":
-        return warm * min(1.0, 2 * (1 - progress))
+        return warm * min(1.0, (1 - progress) / (1 - settings.flat_share))
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return warm * (settings.final_lr + (1 - settings.final_lr) * cosine)
 
@@ -95,19 +96,17 @@ class Trainer:
     def __init__(
         self, stage: Stage, settings: LoopSettings, folder: Path, device: torch.device
     ) -> None:
-        self.stage, self.settings, self.folder, self.device = (
-            stage,
-            settings,
-            folder,
-            device,
-        )
+        self.stage, self.settings, self.folder, self.device = stage, settings, folder, device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.step = 0
-        for player in stage.players.values():
-            player.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        stage.networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged = {k: v.detach().clone() for k, v in stage.networks.state_dict().items()}
+        players = [player.module for player in stage.players.values()]
+        for module in (*players, stage.networks, *stage.judges):
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # without an average these are the networks' own tensors, not copies
+        self.averaged = {
+            k: v.clone() if settings.ema else v for k, v in stage.networks.state_dict().items()
+        }
         self.optimizers = {
             name: torch.optim.AdamW(
                 [p for p in player.module.parameters() if p.requires_grad],
@@ -125,7 +124,7 @@ class Trainer:
 
     @property
     def state_path(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / STATE_FILE
 
     def _parallel(self, module: nn.Module) -> nn.Module:
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
@@ -145,7 +144,7 @@ class Trainer:
             return
         held_out = None
         if self.rank == 0:
-            crop_px = min(VALIDATION_CROP_PX, 2 * self.settings.crop_px)
+            crop_px = validation_crop_px(self.settings)
             held_out = fixed_batch(self.stage.validation, VALIDATION_CROPS, crop_px)
         with (
             RunLog(self.folder, self.stage.name, self.settings.steps, self.rank == 0) as run_log,
@@ -216,21 +215,32 @@ class Trainer:
         return torch.autocast(self.device.type, dtype)
 
     def _average(self) -> None:
+        if not self.settings.ema:
+            return
         # early on the average follows fast, or it would carry the random start along
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.stage.networks.state_dict().items():
-            self.averaged[name].lerp_(value, 1 - decay)
+            if value.is_floating_point():
+                self.averaged[name].lerp_(value, 1 - decay)
+            else:  # batch norm counts its batches
+                self.averaged[name].copy_(value)
 
     @contextlib.contextmanager
     def _averaged_networks(self) -> Iterator[nn.ModuleDict]:
-        """The networks with their averaged weights, for as long as the context lasts."""
-        own = {k: v.clone() for k, v in self.stage.networks.state_dict().items()}
-        self.stage.networks.load_state_dict(self.averaged)
+        """The networks as they restore, with their averaged weights, while the context lasts."""
+        networks = self.stage.networks
+        own = {}
+        if self.settings.ema:
+            own = {k: v.clone() for k, v in networks.state_dict().items()}
+            networks.load_state_dict(self.averaged)
+        networks.eval()
         try:
             with torch.inference_mode():
-                yield self.stage.networks
+                yield networks
         finally:
-            self.stage.networks.load_state_dict(own)
+            networks.train()
+            if own:
+                networks.load_state_dict(own)
 
     def _validate(self, held_out: Batch) -> dict[str, float]:
         with self._averaged_networks() as networks:
@@ -267,24 +277,30 @@ class Trainer:
 
     def _resume(self) -> None:
         state = read_state(self.state_path, self.device)
-        theirs, ours = (
-            json.loads(state["settings"]),
-            json.loads(json.dumps(asdict(self.settings))),
-        )
+        # a setting that the run did not have yet was as its default now is
+        theirs = _as_json(type(self.settings)()) | json.loads(state["settings"])
+        ours = _as_json(self.settings)
         for name in ours:
-            if name not in MAY_CHANGE and theirs.get(name) != ours[name]:
+            if name not in MAY_CHANGE and theirs[name] != ours[name]:
                 raise ValueError(
-                    f"{self.folder}: holds a run with {name}={theirs.get(name)}, not {ours[name]}; "
+                    f"{self.folder}: holds a run with {name}={theirs[name]}, not {ours[name]}; "
                     f"give the same settings to continue it, or another folder to start anew"
                 )
         self.step = state["step"]
         self.stage.networks.load_state_dict(state["networks"])
-        self.averaged = state["averaged"]
+        if self.settings.ema:
+            self.averaged = state["averaged"]
         for name, player in self.stage.players.items():
             player.module.load_state_dict(state["players"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
         log.info("resumed %s at step %d", self.folder, self.step)
+
+
+def _as_json(settings: LoopSettings) -> dict[str, Any]:
+    """What reading the written settings gives back."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return values
 
 
 @contextlib.contextmanager
@@ -317,39 +333,6 @@ MAY_CHANGE = frozenset(
         "save_minutes",
     }
 )
-
-
-def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state a stage saved.
-
-    Raises:
-        ValueError: the file is not such a state.
-    """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no training state there; train this stage first") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"{path}: not a training state: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise ValueError(f"{path}: not a training state of format {STATE_FORMAT}")
-    return state
-
-
-def load_averaged(network: nn.Module, folder: Path, name: str) -> dict[str, Any]:
-    """Fill ``network`` with the averaged weights of ``name`` in a run; returns the run's state."""
-    state = read_state(folder / "state.pt")
-    prefix = name + "."
-    tensors = {
-        key.removeprefix(prefix): value
-        for key, value in state["averaged"].items()
-        if key.startswith(prefix)
-    }
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: network {name} does not fit: {error}") from error
-    return state
 
 
 def noise_like(x: Tensor, seeds: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from oldrestore.layers import LUMA
 
+MATCHING_SCALE = 4  # of pix2pixHD's feature matching: its four layers then count once each
+
 
 def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)), mean over elements (Wan et al., eq. 1)."""
@@ -40,16 +42,32 @@ def lsgan(scores: Sequence[Tensor], is_real: bool) -> Tensor:
 
 
 def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Tensor:
-    """L1 between a discriminator's features of both (Wang et al., pix2pixHD, 2018).
+    """L1 between a discriminator's features of both (Wang et al., pix2pixHD, CVPR 2018).
 
-    Mean over scales and layers, the last (the score) left out.
+        L = mean over scales of  4 / L_s * sum over its layers of mean |f(fake) - f(real)|
+
+    with L_s the layers but the last, the score, which is left out: one more than the strided ones.
+    No gradient flows to ``real``.
     """
-    terms = [
-        F.l1_loss(ours, theirs.detach())
-        for at_scale, real_at_scale in zip(fake, real, strict=True)
-        for ours, theirs in zip(at_scale[:-1], real_at_scale[:-1], strict=True)
-    ]
-    return torch.stack(terms).mean()
+    scales = []
+    for at_scale, real_at_scale in zip(fake, real, strict=True):
+        terms = [
+            F.l1_loss(ours, theirs.detach())
+            for ours, theirs in zip(at_scale[:-1], real_at_scale[:-1], strict=True)
+        ]
+        scales.append(torch.stack(terms).sum() * (MATCHING_SCALE / len(terms)))
+    return torch.stack(scales).mean()
+
+
+def focal(logits: Tensor, label: Tensor, gamma: float) -> Tensor:
+    """Cross-entropy in which what is told right counts little (Lin et al., ICCV 2017, eq. 4).
+
+    L = mean -(1 - p_t)^gamma log p_t,   p_t = the probability given to the right answer
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    probability = logits.sigmoid()
+    wrong = probability * (1 - label) + (1 - probability) * label
+    return (wrong**gamma * cross_entropy).mean()
 
 
 def dice(logits: Tensor, label: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """Stage "mapping": translate latents of old photos to those of clean ones.
 
 Wan et al., CVPR 2020, section 3.2, eq. 3, trained on synthetic pairs. The target keeps the tone of
-the input: fading is the tone head's part.
+the input: fading is the tone head's part. The published networks see holes painted white, ours see
+them filled; the published quality variant sees no mask at all.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +20,25 @@ from oldrestore.degradation import (
     degrade,
     sample_degradation,
 )
-from oldrestore.fill import fill_holes
-from oldrestore.mapping import MappingNetwork
+from oldrestore.fill import fill_holes, paint_white
+from oldrestore.mapping import MappingNetwork, PaperMappingNetwork, make_mapping
 from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
 from oldrestore.train.config import MappingSettings
-from oldrestore.train.data import Batch, PhotoFolders, crop
-from oldrestore.train.loop import Player, Stage, load_averaged, read_state
+from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
+from oldrestore.train.loop import Player, Stage
 from oldrestore.train.players import (
     Adversary,
     adversary_player,
     image_adversary,
     perceptual_backbone,
 )
-from oldrestore.vae import VAE, VAEConfig
+from oldrestore.train.state import Source, kind_of, read_source
+from oldrestore.vae import VAE
+
+Mapping = MappingNetwork | PaperMappingNetwork
+AT_ONCE = 4  # held-out crops: validation shall not need more memory than a step of a small batch
+LOSSES = ("pixel", "latent", "plain_latent", "lsgan", "feature_matching", "perceptual")
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,11 @@ class Pairs:
     clean: PhotoFolders
     degradation: DegradationSettings
     textures: TextureSet | None
+    smallest_scale: float
     mask_dilation_px: int
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        clean = crop(self.clean.pick(rng), crop_px, rng)
+        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=self.smallest_scale)
         damage = sample_degradation(
             rng, crop_px, crop_px, settings=self.degradation, textures=self.textures
         )
@@ -57,13 +62,21 @@ class Pairs:
         return {"degraded": pair.image, "mask": mask, "target": pair.target}
 
 
+def shown(mapping: Mapping, degraded: Tensor, mask: Tensor) -> Tensor:
+    """What the old encoder is given of a damaged image, as in restoring."""
+    if not mapping.uses_mask:
+        return degraded
+    fill = paint_white if isinstance(mapping, PaperMappingNetwork) else fill_holes
+    return fill(degraded, mask)
+
+
 class Translation(nn.Module):
     """The mapping's side: reach the clean photo's latent, and its picture."""
 
     def __init__(
         self,
         vae_old: VAE,
-        mapping: MappingNetwork,
+        mapping: Mapping,
         vae_clean: VAE,
         *,
         settings: MappingSettings,
@@ -75,31 +88,32 @@ class Translation(nn.Module):
         self.mapping = mapping
         self.vae_clean = vae_clean
         self.settings = settings
-        self._judges = (
-            backbone,
-            critic,
-        )  # in a tuple: what only judges is no part of this player
+        # in a tuple: what only judges is no part of this player
+        self._judges = (backbone, critic)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         settings = self.settings
         backbone, critic = self._judges
         mask, target = batch["mask"], batch["target"]
-        filled = fill_holes(batch["degraded"], mask)
-        mapped = self.mapping(self.vae_old.encode(filled), mask)
+        given = shown(self.mapping, batch["degraded"], mask)
+        mapped = self.mapping(self.vae_old.encode(given), mask)
         restored = self.vae_clean.decode(mapped)
         found = {}
         if settings.pixel:
             found["pixel"] = losses.pixel_l1(restored, target, mask, settings.hole_weight)
-        if settings.latent:
+        if settings.latent or settings.plain_latent:
             with torch.no_grad():
                 goal = self.vae_clean.encode(target)
+        if settings.latent:
             found["latent"] = losses.latent_l1(mapped, goal)
+        if settings.plain_latent:
+            found["plain_latent"] = F.l1_loss(mapped, goal)
         if backbone is not None:
             found["perceptual"] = backbone.perceptual_loss(restored, target)
         if critic is not None:  # conditional, as published: the discriminator sees the input too
             found |= critic.deceive(
-                torch.cat([filled, restored], dim=1),
-                torch.cat([filled, target], dim=1),
+                torch.cat([given, restored], dim=1),
+                torch.cat([given, target], dim=1),
                 lsgan=settings.lsgan,
                 feature_matching=settings.feature_matching,
             )
@@ -110,43 +124,66 @@ def make_stage(
     settings: MappingSettings,
     *,
     clean: Sequence[Path],
-    vae_old: Path,
-    vae_clean: Path,
+    vae_old: Path | None = None,
+    vae_clean: Path | None = None,
     textures: Path | None = None,
     backbone: Path | None = None,
     init_from: Path | None = None,
 ) -> Stage:
-    """The stage, on the VAEs of two run folders.
+    """The stage, on two trained VAEs.
 
     Args:
         clean: folders of clean photos.
-        vae_old, vae_clean: run folders of the stages before.
+        vae_old, vae_clean: run folders of the stages before, or weights files; may be left out if
+            ``init_from`` is given.
         textures: a folder of damage textures.
         backbone: weights of a perceptual backbone.
-        init_from: run folder of a mapping stage to start from (both VAEs included).
+        init_from: run folder of a mapping stage, or weights file, to start from, with the VAEs
+            that are not given.
 
     Raises:
         ValueError: a folder is missing, holds nothing readable, or a network does not fit.
     """
     torch.manual_seed(settings.seed)
-    vaes = {"vae_old": vae_old, "vae_clean": vae_clean}
-    networks = nn.ModuleDict()
-    for name, folder in vaes.items():
-        vae = VAE(VAEConfig(**_config(folder)["vae"]))
-        load_averaged(vae, folder, "vae")
-        networks[name] = vae
-    networks["mapping"] = MappingNetwork(settings.network)
-    if init_from is not None:
-        for name, network in networks.items():
-            load_averaged(network, init_from, name)
-    old, translate, new = (
-        networks["vae_old"],
-        networks["mapping"],
-        networks["vae_clean"],
+    networks = _networks(settings, vae_old, vae_clean, init_from)
+    judge = perceptual_backbone(backbone, settings.perceptual)
+    pieces = TextureSet.from_folder(textures) if textures is not None else None
+
+    def samples(held_out: bool) -> Pairs:
+        smallest = smallest_px(settings, held_out=held_out)
+        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
+        damage = settings.degradation
+        if held_out:  # figures of damaged, not faded photos: tone would hide the rest
+            holes = float(damage.p_structured > 0)
+            damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes)
+        grown = 0 if held_out else settings.mask_dilation_px
+        return Pairs(photos, damage, pieces, settings.smallest_scale, grown)
+
+    vae = networks["vae_old"]
+    assert isinstance(vae, VAE)
+    kind = kind_of(settings.network)
+    return Stage(
+        name="mapping",
+        config={"preset": kind, "vae": asdict(vae.config), "mapping": asdict(settings.network)},
+        networks=networks,
+        players=_players(settings, networks, judge),
+        samples=samples(held_out=False),
+        validation=samples(held_out=True),
+        validate=_validate,
+        sheet=_sheet,
+        columns=4,
+        judges=[] if judge is None else [judge],
     )
+
+
+def _players(
+    settings: MappingSettings, networks: nn.ModuleDict, judge: Backbone | None
+) -> dict[str, Player]:
+    """The mapping, with what is trained beside it, then the discriminator if its loss is on."""
+    old, mapping, new = (networks[name] for name in ("vae_old", "mapping", "vae_clean"))
     assert isinstance(old, VAE)
+    assert isinstance(mapping, Mapping)
     assert isinstance(new, VAE)
-    assert isinstance(translate, MappingNetwork)
     for vae in (old, new):
         vae.requires_grad_(False)
     if settings.trains == "all":  # what restoring uses: old encoder, mapping, clean decoder
@@ -155,77 +192,95 @@ def make_stage(
     critic = None
     if settings.lsgan or settings.feature_matching:
         critic = image_adversary(settings.adversary, 6)
-    judge = perceptual_backbone(backbone, settings.perceptual)
-    generator = Translation(old, translate, new, settings=settings, backbone=judge, critic=critic)
-    weights = {
-        name: getattr(settings, name)
-        for name in ("pixel", "latent", "lsgan", "feature_matching", "perceptual")
-    }
+    generator = Translation(old, mapping, new, settings=settings, backbone=judge, critic=critic)
+    weights = {name: getattr(settings, name) for name in LOSSES}
     players = {"mapping": Player(generator, weights, settings.lr)}
     if critic is not None:
         players[critic.name] = adversary_player(critic, settings.adversary.lr)
-    pieces = TextureSet.from_folder(textures) if textures is not None else None
-
-    def samples(held_out: bool) -> Pairs:
-        smallest = max(settings.crop_px, settings.late_crop_px, 2 * settings.crop_px * held_out)
-        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-        damage = settings.degradation
-        if held_out:  # figures of damaged, not faded photos: tone would hide the rest
-            damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=1.0)
-        return Pairs(photos, damage, pieces, 0 if held_out else settings.mask_dilation_px)
-
-    return Stage(
-        name="mapping",
-        config={"vae": asdict(old.config), "mapping": asdict(settings.network)},
-        networks=networks,
-        players=players,
-        samples=samples(held_out=False),
-        validation=samples(held_out=True),
-        validate=_validate,
-        sheet=_sheet,
-        columns=4,
-    )
+    return players
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(read_state(folder / "state.pt")["config"])
-    return config
+def _networks(
+    settings: MappingSettings, vae_old: Path | None, vae_clean: Path | None, init_from: Path | None
+) -> nn.ModuleDict:
+    """Both VAEs and the mapping, each from where it is said to come from.
+
+    Raises:
+        ValueError: a VAE comes from nowhere, or a network does not fit.
+    """
+    start = None if init_from is None else read_source(init_from)
+    # what the losses leave unused may be missing: a weights file need not hold it
+    is_encoded = settings.latent > 0 or settings.plain_latent > 0
+    unused = {
+        "vae_old": ("decoder", "to_logvar"),
+        "vae_clean": ("to_logvar",) if is_encoded else ("encoder", "to_logvar"),
+    }
+    networks = nn.ModuleDict()
+    for name, path in (("vae_old", vae_old), ("vae_clean", vae_clean)):
+        source = start if path is None else read_source(path)
+        if source is None:
+            raise ValueError(
+                f"{name}: not given: name the run folder of this VAE, or with --init-from a run "
+                "folder or weights file that holds both VAEs and a mapping"
+            )
+        networks[name] = _vae(source, name, unused[name], settings)
+    networks["mapping"] = make_mapping(settings.network)
+    if start is not None:
+        start.fill(networks["mapping"], start.name_of("mapping"), settings.network)
+    return networks
 
 
-def _restore(networks: nn.ModuleDict, degraded: Tensor, mask: Tensor) -> Tensor:
-    latent = networks["vae_old"].encode(fill_holes(degraded, mask))  # type: ignore[operator]
-    restored: Tensor = networks["vae_clean"].decode(  # type: ignore[operator]
-        networks["mapping"](latent, mask)
-    )
-    return restored
+def _vae(source: Source, name: str, unused: Sequence[str], settings: MappingSettings) -> VAE:
+    """A VAE that goes with the mapping."""
+    layout, ours = source.vae_layout(), settings.network
+    if (source.kind, layout.latent_channels) != (kind_of(ours), ours.latent_channels):
+        raise ValueError(
+            f"{source.path}: its VAE is of preset {source.kind} and has {layout.latent_channels} "
+            f"channels; the mapping is of {kind_of(ours)} and has {ours.latent_channels}"
+        )
+    vae = VAE(layout)
+    source.fill(vae, source.name_of(name, "vae"), layout, *unused)
+    return vae
+
+
+def _restore(networks: nn.ModuleDict, degraded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What the networks are shown of damaged images, and what they make of it."""
+    old, mapping, new = (networks[name] for name in ("vae_old", "mapping", "vae_clean"))
+    assert isinstance(old, VAE)
+    assert isinstance(mapping, Mapping)
+    assert isinstance(new, VAE)
+    given = shown(mapping, degraded, mask)
+    restored = [
+        new.decode(mapping(old.encode(few), its_mask))
+        for few, its_mask in zip(
+            torch.split(given, AT_ONCE), torch.split(mask, AT_ONCE), strict=True
+        )
+    ]
+    return given, torch.cat(restored)
 
 
 def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
-    """PSNR whole and inside holes, beside the mere fill; and of an undamaged photo restored."""
+    """PSNR whole and, where there are any, inside holes, beside that of what the networks are
+    shown; and of an undamaged photo restored."""
     degraded, mask, target = batch["degraded"], batch["mask"], batch["target"]
-    restored = _restore(networks, degraded, mask)
-    filled = fill_holes(degraded, mask)
-
-    def in_holes(image: Tensor) -> float:
-        squared = ((image.clamp(-1, 1) - target) / 2).square().mean(dim=1, keepdim=True)
-        return float(-10 * ((squared * mask).sum() / mask.sum().clamp(min=1)).log10())
-
-    undamaged = _restore(networks, target, torch.zeros_like(mask))
-    return {
+    given, restored = _restore(networks, degraded, mask)
+    _, undamaged = _restore(networks, target, torch.zeros_like(mask))
+    figures = {
         "psnr": float(losses.psnr(restored, target).mean()),
-        "psnr_filled": float(losses.psnr(filled, target).mean()),
-        "psnr_holes": in_holes(restored),
-        "psnr_holes_filled": in_holes(filled),
+        "psnr_filled": float(losses.psnr(given, target).mean()),
         "psnr_undamaged": float(losses.psnr(undamaged, target).mean()),
     }
 
+    def in_holes(image: Tensor) -> float:
+        squared = ((image.clamp(-1, 1) - target) / 2).square().mean(dim=1, keepdim=True)
+        return float(-10 * ((squared * mask).sum() / mask.sum()).log10())
+
+    if mask.any():
+        figures |= {"psnr_holes": in_holes(restored), "psnr_holes_filled": in_holes(given)}
+    return figures
+
 
 def _sheet(networks: nn.ModuleDict, batch: Batch) -> Tensor:
-    degraded, mask, target = batch["degraded"], batch["mask"], batch["target"]
-    columns = [
-        degraded,
-        fill_holes(degraded, mask),
-        _restore(networks, degraded, mask),
-        target,
-    ]
+    degraded, target = batch["degraded"], batch["target"]
+    columns = [degraded, *_restore(networks, degraded, batch["mask"]), target]
     return torch.stack(columns, dim=1).flatten(0, 1)

@@ -21,11 +21,12 @@ from oldrestore.degradation import (
     degrade,
     sample_degradation,
 )
-from oldrestore.mask import ScratchDetector
+from oldrestore.mask import PaperDetector, ScratchDetector, make_detector
 from oldrestore.train import losses
 from oldrestore.train.config import MaskSettings
-from oldrestore.train.data import Batch, PhotoFolders, crop
-from oldrestore.train.loop import Player, Stage, load_averaged
+from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
+from oldrestore.train.loop import Player, Stage
+from oldrestore.train.state import kind_of, read_source
 
 THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # of which validation looks for the best
 # a real old photo has its blur, grain and tone; only structured damage is laid on it
@@ -61,17 +62,21 @@ class LabelledDamage:
 class Detection(nn.Module):
     """The detector's side, the only one."""
 
-    def __init__(self, detector: ScratchDetector, settings: MaskSettings) -> None:
+    def __init__(self, detector: ScratchDetector | PaperDetector, settings: MaskSettings) -> None:
         super().__init__()
         self.detector = detector
         self.settings = settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         logits, label = self.detector(batch["degraded"]), batch["label"]
-        found = {}
-        if self.settings.cross_entropy:
-            found["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, label)
-        if self.settings.dice:
+        settings, found = self.settings, {}
+        if settings.cross_entropy:
+            found["cross_entropy"] = F.binary_cross_entropy_with_logits(
+                logits, label, pos_weight=logits.new_tensor(settings.positive_weight)
+            )
+        if settings.focal:
+            found["focal"] = losses.focal(logits, label, settings.focal_gamma)
+        if settings.dice:
             found["dice"] = losses.dice(logits, label)
         return found
 
@@ -90,19 +95,20 @@ def make_stage(
         clean: folders of clean photos.
         old: folders of real old photos, as further ground for drawn damage.
         textures: a folder of damage textures.
-        init_from: run folder of another detector to start from.
+        init_from: run folder of another detector, or a weights file with one, to start from.
 
     Raises:
-        ValueError: a folder is missing or holds nothing readable.
+        ValueError: a folder is missing or holds nothing readable, or the network does not fit.
     """
     torch.manual_seed(settings.seed)
-    detector = ScratchDetector(settings.network)
+    detector = make_detector(settings.network)
     if init_from is not None:
-        load_averaged(detector, init_from, "mask")
+        source = read_source(init_from)
+        source.fill(detector, source.name_of("mask"), settings.network)
     pieces = TextureSet.from_folder(textures) if textures is not None else None
 
     def samples(held_out: bool) -> LabelledDamage:
-        smallest = max(settings.crop_px, settings.late_crop_px, 2 * settings.crop_px * held_out)
+        smallest = smallest_px(settings, held_out=held_out)
         photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
         real = PhotoFolders(old, held_out=held_out, smallest_px=smallest) if old else None
         chosen = settings
@@ -110,10 +116,10 @@ def make_stage(
             chosen = replace(settings, degradation=replace(settings.degradation, p_structured=0.8))
         return LabelledDamage(photos, real, chosen, pieces)
 
-    weights = {"cross_entropy": settings.cross_entropy, "dice": settings.dice}
+    weights = {name: getattr(settings, name) for name in ("cross_entropy", "focal", "dice")}
     return Stage(
         name="mask",
-        config={"mask": asdict(settings.network)},
+        config={"preset": kind_of(settings.network), "mask": asdict(settings.network)},
         networks=nn.ModuleDict({"mask": detector}),
         players={"mask": Player(Detection(detector, settings), weights, settings.lr)},
         samples=samples(held_out=False),
@@ -125,9 +131,9 @@ def make_stage(
 
 
 def _probability(networks: nn.ModuleDict, batch: Batch) -> Tensor:
-    detector = networks["mask"]
-    assert isinstance(detector, ScratchDetector)
-    return detector.probability(batch["degraded"])
+    """At the scale of the crops, to which the published detector brings whole photos."""
+    logits: Tensor = networks["mask"](batch["degraded"])
+    return logits.sigmoid()
 
 
 def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:

@@ -91,5 +91,9 @@ def perceptual_backbone(path: Path | None, weight: float) -> Backbone | None:
     if not weight:
         return None
     if path is None:
-        raise ValueError("backbone: the perceptual loss has a weight, so give a file of weights")
+        raise ValueError(
+            f"backbone: the perceptual loss has the weight {weight:g} and compares by an ImageNet "
+            "network, of which none comes with this package: give a file of VGG-19 (as published) "
+            "or MobileNetV2 with --backbone, or switch the loss off with --perceptual 0"
+        )
     return load_backbone(path)

@@ -1,52 +1,82 @@
 """From finished runs to the one file that `oldrestore.restore` reads."""
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from oldrestore.checkpoint import config_from_json, write_checkpoint
-from oldrestore.config import Defaults, CompactConfig
-from oldrestore.train.loop import read_state
+from oldrestore.checkpoint import write_checkpoint
+from oldrestore.config import HR_DILATION_PX, CompactConfig, PaperConfig, restorer_config
+from oldrestore.train.state import Source, read_source
 
-# of the averaged networks of a mapping run, what restoring needs
-_MAPPING_PARTS = ("vae_old.encoder.", "mapping.", "vae_clean.decoder.")
+# what restoring needs of the networks of a mapping run; of `paper` all is kept, to train on from
+_MAPPING_PARTS = {
+    "compact": ("vae_old.encoder.", "mapping.", "vae_clean.decoder."),
+    "paper": ("vae_old.", "mapping.", "vae_clean."),
+}
 
 
 def write_release(
     output: Path,
     *,
     mapping: Path,
-    mask: Path,
-    tone: Path,
-    about: dict[str, Any],
-    defaults: Defaults | None = None,
+    mask: Path | None = None,
+    tone: Path | None = None,
+    about: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the averaged weights of finished (or running) stages as one checkpoint.
 
+    `compact` networks are written in float16. The published ones are written in float32, both VAEs
+    whole, so that the file loses nothing and can be trained on.
+
     Args:
-        output: the safetensors file; float16.
-        mapping, mask, tone: run folders.
+        output: the safetensors file.
+        mapping, mask, tone: run folders, or weights files that hold the network. `compact` needs
+            all three; `paper` has no tone head, and may go without a detector.
         about: facts to store with it; the steps of the runs are added.
-        defaults: of `restore`.
+        defaults: of `restore`, by name, where they differ from the preset's.
 
     Raises:
-        ValueError: a run folder holds no state.
+        ValueError: a run is missing, holds no state, or is of another preset.
     """
-    runs = {"mapping": mapping, "mask": mask, "tone": tone}
-    states = {name: read_state(folder / "state.pt") for name, folder in runs.items()}
-    tensors: dict[str, Tensor] = {
-        key: value
-        for key, value in states["mapping"]["averaged"].items()
-        if key.startswith(_MAPPING_PARTS)
-    }
-    for name in ("mask", "tone"):
-        tensors |= states[name]["averaged"]
-    layouts: dict[str, Any] = asdict(CompactConfig(defaults=defaults or Defaults()))
-    for state in states.values():
-        layouts |= json.loads(state["config"])
-    config = config_from_json(CompactConfig, layouts, "config")
-    steps = {f"{name}_steps": state["step"] for name, state in states.items()}
-    write_checkpoint(output, tensors, asdict(config), {**about, **steps})
+    folders = {"mapping": mapping, "mask": mask, "tone": tone}
+    sources = {n: read_source(path) for n, path in folders.items() if path is not None}
+    kind = _kind(sources)
+    tensors: dict[str, Tensor] = {}
+    for name, source in sources.items():
+        source.name_of(name)
+        parts = _MAPPING_PARTS[kind] if name == "mapping" else (f"{name}.",)
+        tensors |= {key: value for key, value in source.tensors.items() if key.startswith(parts)}
+    config = _config(sources, kind)
+    config["defaults"] |= defaults or {}
+    checked = restorer_config(config, "config")
+    steps = {f"{name}_steps": s.steps for name, s in sources.items() if s.steps is not None}
+    write_checkpoint(output, tensors, asdict(checked), {**about, **steps}, half=kind == "compact")
+
+
+def _kind(sources: Mapping[str, Source]) -> str:
+    """The preset of all of them."""
+    kind = sources["mapping"].kind
+    for name, source in sources.items():
+        if source.kind != kind:
+            raise ValueError(
+                f"{name}: {source.path} is of preset {source.kind}, the mapping of {kind}"
+            )
+    lacking = [name for name in ("mask", "tone") if kind == "compact" and name not in sources]
+    if lacking:
+        raise ValueError(f"{', '.join(lacking)}: networks of preset compact need it; name its run")
+    return kind
+
+
+def _config(sources: Mapping[str, Source], kind: str) -> dict[str, Any]:
+    """Layouts and defaults, as the file shall hold them."""
+    layouts = {"vae": sources["mapping"].config["vae"]}
+    layouts |= {name: source.config[name] for name, source in sources.items()}
+    if kind == "compact":
+        return asdict(CompactConfig()) | layouts
+    plain = PaperConfig(mask=None)
+    widened = HR_DILATION_PX if layouts["mapping"]["variant"] == "hr" else 0
+    return asdict(replace(plain, defaults=replace(plain.defaults, dilation_px=widened))) | layouts

@@ -14,7 +14,8 @@ from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
 from oldrestore.train import losses
 from oldrestore.train.config import ToneSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop
-from oldrestore.train.loop import Player, Stage, load_averaged
+from oldrestore.train.loop import Player, Stage
+from oldrestore.train.state import kind_of, read_source
 
 # a photo counts as faded when its mean colour error exceeds this, of the range [-1, 1]
 FADED_ERROR = 0.03
@@ -73,15 +74,16 @@ def make_stage(
 
     Args:
         clean: folders of clean photos.
-        init_from: run folder of another tone head to start from.
+        init_from: run folder of another tone head, or a weights file with one, to start from.
 
     Raises:
-        ValueError: a folder is missing or holds nothing readable.
+        ValueError: a folder is missing or holds nothing readable, or the network does not fit.
     """
     torch.manual_seed(settings.seed)
     head = ToneHead(settings.network)
     if init_from is not None:
-        load_averaged(head, init_from, "tone")
+        source = read_source(init_from)
+        source.fill(head, source.name_of("tone"), settings.network)
 
     def samples(held_out: bool) -> FadedThumbnails:
         photos = PhotoFolders(clean, held_out=held_out, smallest_px=2 * settings.crop_px)
@@ -90,7 +92,7 @@ def make_stage(
     weights = {"pixel": settings.pixel, "faded": settings.faded}
     return Stage(
         name="tone",
-        config={"tone": asdict(settings.network)},
+        config={"preset": kind_of(settings.network), "tone": asdict(settings.network)},
         networks=nn.ModuleDict({"tone": head}),
         players={"tone": Player(ToneUndoing(head, settings), weights, settings.lr)},
         samples=samples(held_out=False),

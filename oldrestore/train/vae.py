@@ -12,21 +12,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from oldrestore.degradation import TextureSet, degrade, sample_degradation
 from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
 from oldrestore.train.config import VAESettings
-from oldrestore.train.data import Batch, PhotoFolders, crop
+from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
 from oldrestore.train.discriminators import MultiscaleDiscriminator
-from oldrestore.train.loop import Player, Stage, load_averaged, noise_like
+from oldrestore.train.loop import Player, Stage, noise_like
 from oldrestore.train.players import (
     Adversary,
     adversary_player,
     image_adversary,
     perceptual_backbone,
 )
+from oldrestore.train.state import kind_of, read_source
 from oldrestore.vae import VAE
+
+LOSSES = ("reconstruction", "kl", "lsgan", "feature_matching", "perceptual", "latent_adversary")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,11 @@ class CleanCrops:
     """Domain Y: crops of clean photos."""
 
     clean: PhotoFolders
+    smallest_scale: float
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        return {"image": crop(self.clean.pick(rng), crop_px, rng)}
+        photo = self.clean.pick(rng)
+        return {"image": crop(photo, crop_px, rng, smallest_scale=self.smallest_scale)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class OldCrops:
         if is_real:  # as it is: shrinking would take away the damage that is to be learnt
             image = crop(self.old.pick(rng), crop_px, rng, smallest_scale=1.0)
         else:
-            clean = crop(self.clean.pick(rng), crop_px, rng)
+            scale = self.settings.smallest_scale
+            clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=scale)
             damage = sample_degradation(
                 rng,
                 crop_px,
@@ -126,68 +133,74 @@ def make_stage(
         clean, old: folders of photos; ``old`` is needed for the old domain alone.
         textures: a folder of damage textures.
         backbone: weights of a perceptual backbone.
-        init_from: run folder of another VAE to start from: the old one starts as the clean one, so
-            that both latent spaces agree and the mapping can start as the identity.
+        init_from: what to start from. The run folder of another VAE: the old one of `compact`
+            starts as the clean one, so that both latent spaces agree and the mapping can start as
+            the identity. Or the run folder of a mapping or a weights file: its VAE of this domain.
 
     Raises:
-        ValueError: a folder is missing or holds nothing readable.
+        ValueError: a folder is missing or holds nothing readable, or a network does not fit.
     """
     torch.manual_seed(settings.seed)
     vae = VAE(settings.network)
     if init_from is not None:
-        load_averaged(vae, init_from, "vae")
+        source = read_source(init_from)
+        source.fill(vae, source.name_of("vae", f"vae_{settings.domain}"), settings.network)
     is_old = settings.domain == "old"
-    if is_old and not old:
-        raise ValueError("old: the old domain needs at least one folder of real old photos")
-    image_critic = latent_critic = None
-    players = {}
-    if settings.lsgan or settings.feature_matching:
-        image_critic = image_adversary(settings.adversary, 3)
-    if is_old and settings.latent_adversary:
-        channels = settings.network.latent_channels
-        latent_critic = Adversary(
-            "latent_discriminator",
-            MultiscaleDiscriminator(channels, settings.adversary.channels, 1),
-        )
+    if is_old:
+        _check_old(old, settings.batch)
     judge = perceptual_backbone(backbone, settings.perceptual)
-    weights = {
-        name: getattr(settings, name)
-        for name in (
-            "reconstruction",
-            "kl",
-            "lsgan",
-            "feature_matching",
-            "perceptual",
-            "latent_adversary",
-        )
-    }
-    generator = Autoencoding(vae, settings, judge, image_critic, latent_critic)
-    players["vae"] = Player(generator, weights, settings.lr)
-    for critic in (image_critic, latent_critic):
-        if critic is not None:
-            players[critic.name] = adversary_player(critic, settings.adversary.lr)
 
     def samples(held_out: bool) -> CleanCrops | OldCrops:
-        # a late crop may be the larger one
-        smallest = max(settings.crop_px, settings.late_crop_px, 2 * settings.crop_px * held_out)
+        smallest = smallest_px(settings, held_out=held_out)
         photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
         if not is_old:
-            return CleanCrops(photos)
+            return CleanCrops(photos, settings.smallest_scale)
         real = PhotoFolders(old, held_out=held_out, smallest_px=smallest)
         pieces = TextureSet.from_folder(textures) if textures is not None else None
         return OldCrops(photos, real, settings, pieces)
 
     return Stage(
         name=f"vae_{settings.domain}",
-        config={"vae": asdict(settings.network)},
+        config={"preset": kind_of(settings.network), "vae": asdict(settings.network)},
         networks=nn.ModuleDict({"vae": vae}),
-        players=players,
+        players=_players(settings, vae, judge),
         samples=samples(held_out=False),
         validation=samples(held_out=True),
         validate=_validate,
         sheet=_sheet,
         columns=2,
+        judges=[] if judge is None else [judge],
     )
+
+
+def _players(settings: VAESettings, vae: VAE, judge: Backbone | None) -> dict[str, Player]:
+    """The VAE, then the discriminators of images and of latents, where their losses are on."""
+    image_critic = latent_critic = None
+    if settings.lsgan or settings.feature_matching:
+        image_critic = image_adversary(settings.adversary, 3)
+    if settings.domain == "old" and settings.latent_adversary:
+        channels = settings.network.latent_channels
+        discriminator = MultiscaleDiscriminator(channels, settings.adversary.channels, 1)
+        latent_critic = Adversary("latent_discriminator", discriminator)
+    generator = Autoencoding(vae, settings, judge, image_critic, latent_critic)
+    weights = {name: getattr(settings, name) for name in LOSSES}
+    players = {"vae": Player(generator, weights, settings.lr)}
+    for critic in (image_critic, latent_critic):
+        if critic is not None:
+            players[critic.name] = adversary_player(critic, settings.adversary.lr)
+    return players
+
+
+def _check_old(old: Sequence[Path], batch: int) -> None:
+    """There are real old photos, and every process has as many of them as of synthetic ones."""
+    if not old:
+        raise ValueError("old: the old domain needs at least one folder of real old photos")
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if batch % (2 * processes):
+        raise ValueError(
+            f"batch: the old domain takes half real, half synthetic in each of {processes} "
+            f"processes: expected a multiple of {2 * processes}, got {batch}"
+        )
 
 
 def _reconstruct(networks: nn.ModuleDict, batch: Batch) -> Tensor:

@@ -1,11 +1,22 @@
 """Small folders of photos to train on, drawn by the tests themselves."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from oldrestore.checkpoint import write_checkpoint
+from oldrestore.config import PaperConfig
+from oldrestore.mapping import PaperMappingConfig, make_mapping
+from oldrestore.mask import PaperDetectorConfig, make_detector
+from oldrestore.perceptual import VGG19_WIDTHS
+from oldrestore.vae import VAE, PaperVAEConfig
 
 
 def draw_photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -47,3 +58,62 @@ def clean_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def old_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_photos(tmp_path_factory.mktemp("data") / "old", 8, seed=1, grey=True)
+
+
+def narrow_paper(variant: str = "scratch") -> PaperConfig:
+    """The published layout as the preset `paper-tiny` has it."""
+    return PaperConfig(
+        vae=PaperVAEConfig(latent_channels=8),
+        mapping=PaperMappingConfig(variant=variant, latent_channels=8, channels=32, blocks=3),
+        mask=PaperDetectorConfig(channels=4),
+    )
+
+
+def _write_paper(path: Path, variant: str = "scratch") -> Path:
+    config = narrow_paper(variant)
+    assert config.mask is not None
+    torch.manual_seed(3)
+    networks: dict[str, nn.Module] = {
+        "vae_old": VAE(config.vae),
+        "vae_clean": VAE(config.vae),
+        "mapping": make_mapping(config.mapping),
+        "mask": make_detector(config.mask),
+    }
+    tensors = {
+        f"{name}.{key}": value
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    write_checkpoint(path, tensors, asdict(config), {"data": "none"}, half=False)
+    return path
+
+
+@pytest.fixture
+def write_paper() -> Callable[..., Path]:
+    """(file, variant="scratch"): write random published networks, narrow, as a weights file."""
+    return _write_paper
+
+
+@pytest.fixture(scope="session")
+def paper_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a file of the scratch variant, with a detector, as `oldrestore convert` writes it."""
+    return _write_paper(tmp_path_factory.mktemp("weights") / "paper.safetensors")
+
+
+@pytest.fixture(scope="session")
+def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG-19 with random weights, in torchvision's key layout."""
+    torch.manual_seed(4)
+    tensors, slot, width_in = {}, 0, 3
+    for width in VGG19_WIDTHS:
+        if not isinstance(width, int):  # a maximum
+            slot += 1
+            continue
+        # He et al. (2015): the signal keeps its strength through all layers
+        deviation = (2 / (9 * width_in)) ** 0.5
+        tensors[f"features.{slot}.weight"] = torch.randn(width, width_in, 3, 3) * deviation
+        tensors[f"features.{slot}.bias"] = torch.zeros(width)
+        slot, width_in = slot + 2, width
+    path = tmp_path_factory.mktemp("weights") / "vgg19.safetensors"
+    save_file(tensors, path)
+    return path

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from oldrestore.train.config import VAESettings
-from oldrestore.train.data import PhotoFolders, batches, crop, crop_at, family, is_held_out
+from oldrestore.train.data import (
+    PhotoFolders,
+    batches,
+    crop,
+    crop_at,
+    family,
+    is_held_out,
+    smallest_px,
+    validation_crop_px,
+)
 from oldrestore.train.vae import CleanCrops
 
 
@@ -17,7 +26,7 @@ def settings(**changes: object) -> VAESettings:
 
 @pytest.fixture
 def samples(clean_folder: Path) -> CleanCrops:
-    return CleanCrops(PhotoFolders([clean_folder], held_out=False, smallest_px=64))
+    return CleanCrops(PhotoFolders([clean_folder], held_out=False, smallest_px=64), 0.5)
 
 
 def test_a_resumed_run_sees_the_batches_it_would_have_seen(samples: CleanCrops) -> None:
@@ -49,6 +58,12 @@ def test_a_batch_that_does_not_divide_is_refused(samples: CleanCrops) -> None:
 def test_late_crops_are_larger() -> None:
     late = settings(steps=100, late_crop_px=64, late_share=0.2)
     assert [crop_at(late, step) for step in (0, 79, 80, 99)] == [32, 32, 64, 64]
+
+
+def test_held_out_crops_are_twice_as_large_but_not_larger_than_256() -> None:
+    assert [validation_crop_px(settings(crop_px=px)) for px in (64, 128, 256)] == [128, 256, 256]
+    late = settings(crop_px=128, late_crop_px=192)
+    assert [smallest_px(late, held_out=held_out) for held_out in (False, True)] == [192, 256]
 
 
 def test_crops_are_in_range_and_of_the_size(samples: CleanCrops) -> None:

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from oldrestore.train.discriminators import MultiscaleDiscriminator, scores
+from oldrestore.train.discriminators import MultiscaleDiscriminator, PatchDiscriminator, scores
 
 
 def test_each_scale_gives_the_features_of_every_layer() -> None:
@@ -24,3 +25,29 @@ def test_spectral_norm_bounds_every_convolution() -> None:
     for convolution in convolutions:
         norm = torch.linalg.matrix_norm(convolution.weight.flatten(1), ord=2)
         assert abs(norm.item() - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("channels_in", "scales", "parameters"),
+    [(3, 2, 5_529_474), (64, 1, 2_827_201), (6, 2, 5_535_618)],
+    ids=["images", "latents", "image pairs"],
+)
+def test_published_discriminators_have_their_size(
+    channels_in: int, scales: int, parameters: int
+) -> None:
+    with torch.device("meta"):
+        discriminator = MultiscaleDiscriminator(channels_in, 64, scales)
+    assert sum(p.numel() for p in discriminator.parameters()) == parameters
+
+
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_weights_are_drawn_as_published_with_spectral_norm_too(spectral_norm: bool) -> None:
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(6, 16, spectral_norm=spectral_norm)
+    name = "parametrizations.weight.original" if spectral_norm else "weight"
+    drawn = [p for key, p in discriminator.named_parameters() if key.endswith(name)]
+    assert len(drawn) == 5
+    for weight in drawn:
+        # the deviation of n draws is uncertain by 1 / sqrt(2 n) of itself: four times that
+        allowed = 4 * 0.02 / (2 * weight.numel()) ** 0.5
+        assert abs(weight.std().item() - 0.02) < allowed

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from oldrestore.train import mapping as mapping_stage
+from oldrestore.train import mask as mask_stage
 from oldrestore.train import vae as vae_stage
-from oldrestore.train.config import MappingSettings, VAESettings, preset
-from oldrestore.train.loop import Trainer, learning_rate, load_averaged, noise_like, read_state
+from oldrestore.train.config import MappingSettings, MaskSettings, VAESettings
+from oldrestore.train.loop import Trainer, learning_rate, noise_like
+from oldrestore.train.players import Adversary
+from oldrestore.train.presets import preset
+from oldrestore.train.state import read_source, read_state
 from oldrestore.vae import VAE, VAEConfig
 
 CPU = torch.device("cpu")
@@ -40,6 +44,20 @@ def start(clean_folder: Path, old_folder: Path) -> Start:
     return make
 
 
+@pytest.fixture
+def start_paper(clean_folder: Path, paper_weights: Path) -> Start:
+    """A trainer of the published game: spectral norm, no average, another schedule."""
+    settings = replace(
+        preset(MappingSettings, "paper-tiny", "scratch"), steps=4, crop_px=32, validate_every=2
+    )
+
+    def make(folder: Path) -> Trainer:
+        stage = mapping_stage.make_stage(settings, clean=[clean_folder], init_from=paper_weights)
+        return Trainer(stage, settings, folder, CPU)
+
+    return make
+
+
 def _flat(state: object) -> list[torch.Tensor]:
     if isinstance(state, torch.Tensor):
         return [state]
@@ -48,13 +66,17 @@ def _flat(state: object) -> list[torch.Tensor]:
     return []
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(start: Start, tmp_path: Path) -> None:
-    start(tmp_path / "whole").run()
-    start(tmp_path / "parts").run(until=2)
-    start(tmp_path / "parts").run()
+@pytest.mark.parametrize("name", ["start", "start_paper"])
+def test_a_resumed_run_is_the_same_to_the_bit(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    begin: Start = request.getfixturevalue(name)
+    begin(tmp_path / "whole").run()
+    begin(tmp_path / "parts").run(until=2)
+    begin(tmp_path / "parts").run()
     whole = read_state(tmp_path / "whole" / "state.pt")
     parts = read_state(tmp_path / "parts" / "state.pt")
-    assert whole["step"] == parts["step"] == 6
+    assert whole["step"] == parts["step"] == (6 if name == "start" else 4)
     for key in ("networks", "averaged", "players", "optimizers"):
         tensors, resumed = _flat(whole[key]), _flat(parts[key])
         assert tensors
@@ -141,6 +163,54 @@ def test_the_average_follows_the_weights(clean_folder: Path, tmp_path: Path) -> 
     assert torch.allclose(trainer.averaged[name], expected, atol=1e-7)
 
 
+def test_without_an_average_the_weights_themselves_are_kept_once(
+    start_paper: Start, tmp_path: Path
+) -> None:
+    trainer = start_paper(tmp_path)
+    trainer.run(until=1)
+    resumed = start_paper(tmp_path)
+    resumed.run(until=2)
+    for one in (trainer, resumed):
+        own = one.stage.networks.state_dict()
+        assert all(v.data_ptr() == own[k].data_ptr() for k, v in one.averaged.items())
+    state = read_state(tmp_path / "state.pt")
+    assert all(torch.equal(v, state["networks"][k]) for k, v in state["averaged"].items())
+    storages = {v.untyped_storage().data_ptr() for v in _flat(state["networks"])}
+    assert storages == {v.untyped_storage().data_ptr() for v in _flat(state["averaged"])}
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_batch_norm_judges_with_its_statistics_and_learns_without(
+    ema: float, clean_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(
+        preset(MaskSettings, "paper-tiny"), steps=3, crop_px=32, ema=ema, sheet_every=2
+    )
+    stage = mask_stage.make_stage(settings, clean=[clean_folder])
+    modes = []
+
+    def watched(function: Callable[..., object]) -> Callable[..., object]:
+        def run(networks: torch.nn.ModuleDict, batch: dict[str, torch.Tensor]) -> object:
+            modes.extend(m.training for m in networks.modules())
+            return function(networks, batch)
+
+        return run
+
+    stage.validate = watched(stage.validate)  # type: ignore[assignment]
+    stage.sheet = watched(stage.sheet)  # type: ignore[assignment]
+    trainer = Trainer(stage, settings, tmp_path, CPU)
+    trainer.run()
+    assert modes
+    assert not any(modes)
+    assert all(m.training for m in stage.networks.modules())
+    norm = "mask.down.0.norm"
+    counted = trainer.averaged[f"{norm}.num_batches_tracked"]
+    assert (counted.item(), counted.dtype) == (3, torch.int64)
+    own = stage.networks.state_dict()[f"{norm}.running_var"]
+    assert not torch.equal(own, torch.ones_like(own))
+    assert torch.equal(trainer.averaged[f"{norm}.running_var"], own) == (ema == 0)
+
+
 def test_validation_leaves_the_weights_alone(start: Start, tmp_path: Path) -> None:
     trainer = start(tmp_path)
     before = [v.clone() for v in trainer.stage.networks.state_dict().values()]
@@ -157,6 +227,9 @@ def test_schedules_start_warm_and_end_low() -> None:
     linear = replace(cosine, schedule="linear")
     assert learning_rate(linear, 400) == 1  # flat for the first half
     assert learning_rate(linear, 750) == pytest.approx(0.5)
+    later = replace(linear, flat_share=0.6, warmup=0)
+    shares = [learning_rate(later, step) for step in (0, 600, 700, 800, 900)]
+    assert shares == pytest.approx([1, 1, 0.75, 0.5, 0.25])
 
 
 def test_noise_is_a_function_of_the_sample() -> None:
@@ -197,9 +270,10 @@ def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_network_that_does_not_fit_is_named(clean_folder: Path, tmp_path: Path) -> None:
     settings = replace(preset(VAESettings, "tiny"), steps=1)
     Trainer(vae_stage.make_stage(settings, clean=[clean_folder]), settings, tmp_path, CPU).run()
-    other = VAE(VAEConfig(half_channels=12))
-    with pytest.raises(ValueError, match="network vae does not fit"):
-        load_averaged(other, tmp_path, "vae")
+    wider = replace(preset(VAESettings, "tiny").network, half_channels=12)
+    assert isinstance(wider, VAEConfig)
+    with pytest.raises(ValueError, match="network vae does not fit: half_channels is 8 there, 12"):
+        read_source(tmp_path).fill(VAE(wider), "vae", wider)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +283,8 @@ def test_a_network_that_does_not_fit_is_named(clean_folder: Path, tmp_path: Path
         ({"crop_px": 100}, "crop_px: expected a multiple of 16"),
         ({"schedule": "step"}, "schedule: expected 'cosine' or 'linear'"),
         ({"amp": "int8"}, "amp: expected"),
+        ({"flat_share": 1.0}, "flat_share: expected 0 to below 1"),
+        ({"ema": -0.1}, "ema: expected 0 to below 1"),
         ({"domain": "new"}, "domain: expected 'old' or 'clean'"),
         ({"domain": "old", "batch": 3}, "expected an even number"),
     ],
@@ -216,6 +292,44 @@ def test_a_network_that_does_not_fit_is_named(clean_folder: Path, tmp_path: Path
 def test_settings_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(VAESettings(), **change)  # type: ignore[arg-type]
+
+
+def test_a_focal_loss_whose_gradient_has_no_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match="focal_gamma: expected at least 1"):
+        MaskSettings(focal_gamma=0.5)
+
+
+def test_every_process_needs_real_and_synthetic_old_photos(
+    clean_folder: Path, old_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    settings = replace(preset(VAESettings, "tiny", "old"), batch=6)
+    with pytest.raises(ValueError, match=r"batch: .* expected a multiple of 4, got 6"):
+        vae_stage.make_stage(settings, clean=[clean_folder], old=[old_folder])
+
+
+@pytest.mark.parametrize(("variant", "is_white"), [("scratch", True), ("quality", False)])
+def test_holes_are_shown_white_to_the_network_and_to_its_judge(
+    variant: str,
+    is_white: bool,
+    clean_folder: Path,
+    write_paper: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    settings = preset(MappingSettings, "paper-tiny", variant)
+    weights = write_paper(tmp_path / "paper.safetensors", variant)
+    stage = mapping_stage.make_stage(settings, clean=[clean_folder], init_from=weights)
+    degraded, mask = torch.rand(2, 3, 32, 32) - 1, torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:16, 8:24] = 1
+    stage.players["mapping"].module({"degraded": degraded, "mask": mask, "target": degraded})
+    critic = stage.players["discriminator"].module
+    assert isinstance(critic, Adversary)
+    assert critic.judged is not None
+    for pair in critic.judged:
+        hole = pair[:, :3, 8:16, 8:24]
+        assert (hole == 1).all() == is_white
+        assert torch.equal(pair[:, :3, 16:], degraded[:, :, 16:])
 
 
 def test_autocast_trains(clean_folder: Path, tmp_path: Path) -> None:

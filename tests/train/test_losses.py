@@ -45,7 +45,7 @@ def test_feature_matching_leaves_out_the_scores_and_moves_only_the_fake() -> Non
     real = [[torch.full((1, 2), 2.0, requires_grad=True), torch.full((1, 1), 9.0)]]
     loss = losses.feature_matching(fake, real)
     loss.backward()  # type: ignore[no-untyped-call]
-    assert loss.item() == 2
+    assert loss.item() == 4 * 2  # one layer beside the score, counted four times
     assert fake[0][0].grad is not None
     assert fake[0][1].grad is None
     assert real[0][0].grad is None
@@ -85,10 +85,11 @@ def _all_losses(x: Tensor, y: Tensor) -> list[Tensor]:
         losses.lsgan([x, y], is_real=True),
         losses.feature_matching([[x, x * 2, x]], [[y, y, y]]),
         losses.dice(x[:, :1], mask),
+        losses.focal(x[:, :1], mask, 2.0),
     ]
 
 
-@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("which", range(7))
 def test_the_gradient_of_a_batch_is_the_mean_of_its_parts(
     which: int, generator: torch.Generator
 ) -> None:

@@ -17,9 +17,9 @@ from oldrestore.train.config import (
     MaskSettings,
     ToneSettings,
     VAESettings,
-    preset,
 )
 from oldrestore.train.loop import Stage, Trainer
+from oldrestore.train.presets import preset
 from oldrestore.train.release import write_release
 
 Figures = dict[str, float]

@@ -1,0 +1,145 @@
+"""What stages leave behind and start from: the state of a run, or a weights file."""
+
+import json
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oldrestore.checkpoint import config_from_json, load_strictly, read_checkpoint
+from oldrestore.config import restorer_config
+from oldrestore.mapping import MappingConfig, PaperMappingConfig
+from oldrestore.mask import DetectorConfig, PaperDetectorConfig
+from oldrestore.tone import ToneConfig
+from oldrestore.vae import PaperVAEConfig, VAEConfig
+
+STATE_FORMAT = 1
+STATE_FILE = "state.pt"
+
+PaperLayout = PaperVAEConfig | PaperMappingConfig | PaperDetectorConfig
+Layout = VAEConfig | MappingConfig | DetectorConfig | ToneConfig | PaperLayout
+
+
+def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state a stage saved.
+
+    Raises:
+        ValueError: the file is not such a state.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no training state there; train this stage first") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
+        raise ValueError(f"{path}: not a training state: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise ValueError(f"{path}: not a training state of format {STATE_FORMAT}")
+    return state
+
+
+def kind_of(layout: Layout) -> str:
+    """Whose networks have such a layout: "paper" or "compact"."""
+    return "paper" if isinstance(layout, PaperLayout) else "compact"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Trained networks: of a run folder, their averaged weights, or of a weights file.
+
+    path: the folder or file.
+    kind: "paper" or "compact": whose networks they are.
+    config: layouts of the networks, as they stand in a weights file.
+    tensors: by name; names start with that of their network.
+    steps: of the run that trained them last; None for a weights file.
+    """
+
+    path: Path
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    steps: int | None
+
+    def holds(self, name: str) -> bool:
+        """Whether there is anything of the network or part ``name``."""
+        return any(key.startswith(f"{name}.") for key in self.tensors)
+
+    def name_of(self, *names: str) -> str:
+        """The first of ``names`` that it holds.
+
+        Raises:
+            ValueError: it holds none.
+        """
+        for name in names:
+            if self.holds(name):
+                return name
+        there = ", ".join(sorted({key.split(".")[0] for key in self.tensors}))
+        raise ValueError(f"{self.path}: expected a network {' or '.join(names)}, holds {there}")
+
+    def vae_layout(self) -> VAEConfig | PaperVAEConfig:
+        """The layout of its VAEs.
+
+        Raises:
+            ValueError: it holds no VAE.
+        """
+        values, name = self.config.get("vae"), f"{self.path}: config.vae"
+        if self.kind == "paper":
+            return config_from_json(PaperVAEConfig, values, name)
+        return config_from_json(VAEConfig, values, name)
+
+    def fill(self, network: nn.Module, name: str, layout: Layout, *unused: str) -> None:
+        """Give ``network`` the weights of ``name``.
+
+        Args:
+            layout: what ``network`` was built from.
+            unused: parts that the stage does not need; ``network`` loses those that are not here.
+
+        Raises:
+            ValueError: a part is missing, or the layout is another one; the message says what.
+        """
+        self._check_layout(name, layout)
+        missing = [part for part, _ in network.named_children() if not self.holds(f"{name}.{part}")]
+        for part in set(missing) & set(unused):
+            setattr(network, part, None)
+        lacking = ", ".join(f"{name}.{part}" for part in missing if part not in unused)
+        if lacking:
+            raise ValueError(
+                f"{self.path}: lacks {lacking}, which this stage needs; a weights file may hold no "
+                "more than restoring takes, so start from the run folder that it came from"
+            )
+        load_strictly(network, self.tensors, name, self.path)
+
+    def _check_layout(self, name: str, layout: Layout) -> None:
+        """What is here was built as the settings say."""
+        if kind_of(layout) != self.kind:
+            raise ValueError(
+                f"{self.path}: holds networks of preset {self.kind}, not {kind_of(layout)}; "
+                "give the preset that they were trained at"
+            )
+        theirs = self.config.get("vae" if name.startswith("vae") else name) or {}
+        for field, ours in json.loads(json.dumps(asdict(layout))).items():
+            if theirs.get(field) != ours:
+                raise ValueError(
+                    f"{self.path}: network {name} does not fit: {field} is {theirs.get(field)} "
+                    f"there, {ours} in the settings (--network.{field.replace('_', '-')})"
+                )
+
+
+def read_source(path: Path) -> Source:
+    """The networks of a run folder, or of a weights file.
+
+    Raises:
+        ValueError: it is neither.
+        FileNotFoundError: there is no such weights file.
+    """
+    if path.suffix != ".safetensors" and not path.is_file():
+        state = read_state(path / STATE_FILE)
+        config = json.loads(state["config"])
+        kind = config.get("preset", "compact")  # runs from before there were others say nothing
+        return Source(path, kind, config, state["averaged"], state["step"])
+    checkpoint = read_checkpoint(path)
+    layouts = json.loads(json.dumps(asdict(restorer_config(checkpoint.config, f"{path}: config"))))
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.tensors.items()}
+    return Source(path, layouts["preset"], layouts, tensors, None)
