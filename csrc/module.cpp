@@ -10,14 +10,20 @@
 #include <string>
 #include <vector>
 
+#include "cpu/conv_norm_act.hpp"
 #include "cpu/residual_block.hpp"
 
 namespace py = pybind11;
+using oldrestore::LayerGradient;
+using oldrestore::Map;
 using oldrestore::PackedWeights;
+using Array = std::optional<py::array>;
 
 namespace {
 
-std::string shape_of(const py::array& array) { return py::str(array.attr("shape")); }
+std::string shape_of(const py::array& array) {
+  return py::str(array.attr("shape"));
+}
 
 void require(bool holds, const std::string& name, const std::string& expected,
              const py::array& got) {
@@ -42,10 +48,10 @@ const float* contiguous(const py::array& array, const std::string& name,
 }
 
 // A (B, C, H, W) float32 array, NCHW or NHWC in memory.
-oldrestore::View view_of(const py::array& array, const std::string& name) {
+Map map_of(const py::array& array, const std::string& name) {
   const char* expected = "float32 (B, C, H, W), contiguous or channels_last";
   require(py::isinstance<py::array_t<float>>(array) && array.ndim() == 4, name, expected, array);
-  const int64_t c = array.shape(1), h = array.shape(2), w = array.shape(3);
+  const int64_t b = array.shape(0), c = array.shape(1), h = array.shape(2), w = array.shape(3);
   const int64_t layouts[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
   for (const auto& strides : layouts) {
     bool holds = true;
@@ -55,58 +61,174 @@ oldrestore::View view_of(const py::array& array, const std::string& name) {
     }
     if (!holds && array.size() != 0) continue;
     float* data = const_cast<float*>(static_cast<const float*>(array.data()));
-    return {data, strides[0], strides[1], strides[2], strides[3], c};
+    return {data, b, c, h, w, strides[0], strides[1], strides[2], strides[3], c};
   }
   require(false, name, expected, array);
   return {};
 }
 
-const float* bias_of(const std::optional<py::array>& bias, const std::string& name,
-                     int64_t channels) {
+const float* bias_of(const Array& bias, const std::string& name, int64_t channels) {
   return bias ? contiguous(*bias, name, {channels}) : nullptr;
 }
 
-std::unique_ptr<PackedWeights> pack(const py::array& weight, const std::string& instruction_set) {
-  const int64_t channels = weight.ndim() > 0 ? weight.shape(0) : 0;
-  const float* data = contiguous(weight, "weight", {channels, channels, 3, 3});
-  require(channels > 0, "weight", "at least one channel", weight);
-  return std::make_unique<PackedWeights>(data, channels, instruction_set);
+// Where to write: a contiguous array of this shape, or null for None.
+float* target_of(const Array& array, const std::string& name, const std::vector<int64_t>& shape) {
+  if (!array) return nullptr;
+  require(array->writeable(), name, "a writable array", *array);
+  return const_cast<float*>(contiguous(*array, name, shape));
+}
+
+// A map of this many channels that is otherwise like x; if `same_layout`, in memory too.
+Map map_like(const py::array& array, const std::string& name, const py::array& x, int64_t channels,
+             bool same_layout) {
+  const Map map = map_of(array, name), like = map_of(x, "x");
+  const bool holds = map.batch == like.batch && map.channels == channels &&
+                     map.height == like.height && map.width == like.width && array.writeable() &&
+                     (!same_layout || map.channel_stride == like.channel_stride);
+  require(holds, name, "a writable array, shaped and laid out like x", array);
+  return map;
+}
+
+Map optional_like(const Array& array, const std::string& name, const py::array& x) {
+  return array ? map_like(*array, name, x, x.shape(1), true) : Map{};
+}
+
+std::unique_ptr<PackedWeights> pack(const py::array& weight, bool is_rotated,
+                                    const std::string& instruction_set) {
+  const int64_t out = weight.ndim() > 0 ? weight.shape(0) : 0;
+  const int64_t in = weight.ndim() > 1 ? weight.shape(1) : 0;
+  const float* data = contiguous(weight, "weight", {out, in, 3, 3});
+  require(out > 0 && in > 0, "weight", "at least one channel", weight);
+  return std::make_unique<PackedWeights>(data, out, in, is_rotated, instruction_set);
 }
 
 bool matches(const PackedWeights& packed, const py::array& weight) {
-  const int64_t c = packed.channels();
-  return packed.matches(contiguous(weight, "weight", {c, c, 3, 3}));
+  const int64_t out = packed.is_rotated() ? packed.in() : packed.out();
+  const int64_t in = packed.is_rotated() ? packed.out() : packed.in();
+  return packed.matches(contiguous(weight, "weight", {out, in, 3, 3}));
 }
 
-void residual_block(const py::array& x, const PackedWeights& weight1,
-                    const std::optional<py::array>& bias1, const PackedWeights& weight2,
-                    const std::optional<py::array>& bias2, py::array& out, bool instance_norm,
-                    bool reflect, int threads) {
-  oldrestore::ResidualBlock block{};
-  block.x = view_of(x, "x");
-  block.out = view_of(out, "out");
-  block.shape = {x.shape(0), x.shape(1), x.shape(2), x.shape(3)};
-  const int64_t channels = x.shape(1), smallest = reflect ? 2 : 1;
-  require(x.shape(2) >= smallest && x.shape(3) >= smallest, "x",
+// The checks that every operation shares, and x.
+Map source_of(const py::array& x, bool reflect, int threads) {
+  const Map map = map_of(x, "x");
+  const int64_t smallest = reflect ? 2 : 1;
+  require(map.height >= smallest && map.width >= smallest, "x",
           "H and W of at least " + std::to_string(smallest), x);
-  bool is_like_x = block.out.channel_stride == block.x.channel_stride && out.writeable();
-  for (int i = 0; i < 4; ++i) is_like_x = is_like_x && out.shape(i) == x.shape(i);
-  require(is_like_x, "out", "a writable array, shaped and laid out like x", out);
-  require(weight1.channels() == channels, "weight1", "the channels of x", x);
-  require(weight2.channels() == channels, "weight2", "the channels of x", x);
+  if (threads < 1) throw std::invalid_argument("threads: expected at least 1");
+  return map;
+}
+
+oldrestore::Layer layer_of(const PackedWeights& weight, const std::string& name, int64_t in,
+                           int64_t out, bool is_rotated, const float* bias, bool instance_norm,
+                           bool reflect, float slope) {
+  if (weight.is_rotated() != is_rotated) {
+    throw std::invalid_argument(name + ": packed for the other direction");
+  }
+  if (weight.in() != in || weight.out() != out) {
+    throw std::invalid_argument(name + ": expected weights from " + std::to_string(in) + " to " +
+                                std::to_string(out) + " channels, like x");
+  }
+  return {&weight, bias, instance_norm, reflect, slope};
+}
+
+oldrestore::ResidualBlock block_of(const py::array& x, const PackedWeights& weight1,
+                                   const Array& bias1, const PackedWeights& weight2,
+                                   const Array& bias2, bool is_rotated, bool instance_norm,
+                                   bool reflect, int threads) {
+  oldrestore::ResidualBlock block{};
+  block.x = source_of(x, reflect, threads);
+  const int64_t c = block.x.channels;
+  block.first = layer_of(weight1, "weight1", c, c, is_rotated, bias_of(bias1, "bias1", c),
+                         instance_norm, reflect, 0.0f);
+  block.second = layer_of(weight2, "weight2", c, c, is_rotated, bias_of(bias2, "bias2", c),
+                          instance_norm, reflect, 1.0f);
   if (&weight1.kernels() != &weight2.kernels()) {
     throw std::invalid_argument("weight2: packed for another instruction set than weight1");
   }
-  if (threads < 1) throw std::invalid_argument("threads: expected at least 1");
-  block.weight1 = &weight1;
-  block.bias1 = bias_of(bias1, "bias1", channels);
-  block.weight2 = &weight2;
-  block.bias2 = bias_of(bias2, "bias2", channels);
-  block.instance_norm = instance_norm;
-  block.reflect = reflect;
   block.threads = threads;
+  return block;
+}
+
+oldrestore::ResidualBlockSaved saved_of(const Map& x, const Array& inner, const Array& outer,
+                                        const Array& norms) {
+  const int64_t padded = oldrestore::padded_channels(x.channels);
+  const std::vector<int64_t> shape = {x.batch, x.height, x.width, padded};
+  return {target_of(inner, "inner", shape), target_of(outer, "outer", shape),
+          target_of(norms, "norms", {4, x.batch, padded})};
+}
+
+void residual_block(const py::array& x, const PackedWeights& weight1, const Array& bias1,
+                    const PackedWeights& weight2, const Array& bias2, const py::array& out,
+                    const Array& inner, const Array& outer, const Array& norms, bool instance_norm,
+                    bool reflect, int threads) {
+  const auto block =
+      block_of(x, weight1, bias1, weight2, bias2, false, instance_norm, reflect, threads);
+  const Map target = map_like(out, "out", x, block.x.channels, true);
+  const auto saved = saved_of(block.x, inner, outer, norms);
   py::gil_scoped_release released;
-  oldrestore::residual_block(block);
+  if (x.size() != 0) oldrestore::residual_block(block, target, saved);
+}
+
+void residual_block_gradient(const py::array& x, const PackedWeights& weight1,
+                             const PackedWeights& weight2, const py::array& inner,
+                             const Array& outer, const Array& norms, const py::array& grad_out,
+                             const Array& grad_x, const Array& grad_weight1,
+                             const Array& grad_bias1, const Array& grad_weight2,
+                             const Array& grad_bias2, bool instance_norm, bool reflect,
+                             int threads) {
+  const auto block = block_of(x, weight1, {}, weight2, {}, true, instance_norm, reflect, threads);
+  const int64_t c = block.x.channels;
+  const Map gradient = map_like(grad_out, "grad_out", x, c, true);
+  const Map target = optional_like(grad_x, "grad_x", x);
+  const auto saved = saved_of(block.x, inner, outer, norms);
+  if (instance_norm && (saved.outer == nullptr || saved.norms == nullptr)) {
+    throw std::invalid_argument("outer, norms: expected arrays, as there is a normalisation");
+  }
+  const LayerGradient first{target_of(grad_weight1, "grad_weight1", {c, c, 3, 3}),
+                            target_of(grad_bias1, "grad_bias1", {c})};
+  const LayerGradient second{target_of(grad_weight2, "grad_weight2", {c, c, 3, 3}),
+                             target_of(grad_bias2, "grad_bias2", {c})};
+  py::gil_scoped_release released;
+  oldrestore::residual_block_gradient(block, saved, gradient, target, first, second);
+}
+
+oldrestore::ConvNormActSaved conv_saved_of(const Map& out, const Array& raw, const Array& norm) {
+  const int64_t padded = oldrestore::padded_channels(out.channels);
+  return {target_of(raw, "raw", {out.batch, out.height, out.width, padded}),
+          target_of(norm, "norm", {2, out.batch, padded})};
+}
+
+void conv_norm_act(const py::array& x, const PackedWeights& weight, const Array& bias,
+                   const py::array& out, const Array& raw, const Array& norm, bool instance_norm,
+                   bool reflect, float slope, int threads) {
+  const Map source = source_of(x, reflect, threads);
+  const Map target = map_like(out, "out", x, weight.out(), false);
+  const auto layer = layer_of(weight, "weight", source.channels, weight.out(), false,
+                              bias_of(bias, "bias", weight.out()), instance_norm, reflect, slope);
+  const auto saved = conv_saved_of(target, raw, norm);
+  py::gil_scoped_release released;
+  if (x.size() != 0) oldrestore::conv_norm_act(layer, source, target, saved, threads);
+}
+
+void conv_norm_act_gradient(const py::array& x, const PackedWeights& weight, const py::array& out,
+                            const Array& raw, const Array& norm, const py::array& grad_out,
+                            const Array& grad_x, const Array& grad_weight, const Array& grad_bias,
+                            bool instance_norm, bool reflect, float slope, int threads) {
+  const Map source = source_of(x, reflect, threads);
+  const int64_t in = source.channels, channels = weight.in();
+  const Map target = map_like(out, "out", x, channels, false);
+  const Map gradient = map_like(grad_out, "grad_out", x, channels, false);
+  const auto layer =
+      layer_of(weight, "weight", channels, in, true, nullptr, instance_norm, reflect, slope);
+  const auto saved = conv_saved_of(target, raw, norm);
+  if (instance_norm && (saved.raw == nullptr || saved.norm == nullptr)) {
+    throw std::invalid_argument("raw, norm: expected arrays, as there is a normalisation");
+  }
+  const LayerGradient wanted{target_of(grad_weight, "grad_weight", {channels, in, 3, 3}),
+                             target_of(grad_bias, "grad_bias", {channels})};
+  const Map to = optional_like(grad_x, "grad_x", x);
+  py::gil_scoped_release released;
+  oldrestore::conv_norm_act_gradient(layer, source, target, saved, gradient, to, wanted, threads);
 }
 
 std::vector<std::string> instruction_sets() {
@@ -128,11 +250,35 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_openmp") = false;
 #endif
   py::class_<PackedWeights>(m, "PackedWeights", "The transformed weights of a 3x3 convolution.")
-      .def(py::init(&pack), py::arg("weight").noconvert(), py::arg("instruction_set") = "")
+      .def(py::init(&pack), py::arg("weight").noconvert(), py::arg("is_rotated") = false,
+           py::arg("instruction_set") = "",
+           "Rotated: for the convolution that gives the gradient of the source.")
       .def("matches", &matches, py::arg("weight").noconvert(),
-           "Whether this was made from exactly these weights.");
+           "Whether this was made from these weights.");
+  const auto none = py::none();
   m.def("residual_block", &residual_block, py::arg("x").noconvert(), py::arg("weight1"),
         py::arg("bias1").noconvert(), py::arg("weight2"), py::arg("bias2").noconvert(),
-        py::arg("out").noconvert(), py::arg("instance_norm"), py::arg("reflect"),
-        py::arg("threads"), "out = x + norm(conv2(relu(norm(conv1(x)))))");
+        py::arg("out").noconvert(), py::arg("inner").noconvert() = none,
+        py::arg("outer").noconvert() = none, py::arg("norms").noconvert() = none, py::kw_only(),
+        py::arg("instance_norm"), py::arg("reflect"), py::arg("threads"),
+        "out = x + norm(conv2(relu(norm(conv1(x))))); inner, outer, norms: kept for the gradient");
+  m.def("residual_block_gradient", &residual_block_gradient, py::arg("x").noconvert(),
+        py::arg("weight1"), py::arg("weight2"), py::arg("inner").noconvert(),
+        py::arg("outer").noconvert(), py::arg("norms").noconvert(), py::arg("grad_out").noconvert(),
+        py::arg("grad_x").noconvert(), py::arg("grad_weight1").noconvert(),
+        py::arg("grad_bias1").noconvert(), py::arg("grad_weight2").noconvert(),
+        py::arg("grad_bias2").noconvert(), py::kw_only(), py::arg("instance_norm"),
+        py::arg("reflect"), py::arg("threads"),
+        "From grad_out to the gradients that are not None; the weights are packed rotated.");
+  m.def("conv_norm_act", &conv_norm_act, py::arg("x").noconvert(), py::arg("weight"),
+        py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("raw").noconvert() = none,
+        py::arg("norm").noconvert() = none, py::kw_only(), py::arg("instance_norm"),
+        py::arg("reflect"), py::arg("slope"), py::arg("threads"),
+        "out = leaky_relu(norm(conv(x))); raw, norm: kept for the gradient");
+  m.def("conv_norm_act_gradient", &conv_norm_act_gradient, py::arg("x").noconvert(),
+        py::arg("weight"), py::arg("out").noconvert(), py::arg("raw").noconvert(),
+        py::arg("norm").noconvert(), py::arg("grad_out").noconvert(), py::arg("grad_x").noconvert(),
+        py::arg("grad_weight").noconvert(), py::arg("grad_bias").noconvert(), py::kw_only(),
+        py::arg("instance_norm"), py::arg("reflect"), py::arg("slope"), py::arg("threads"),
+        "From grad_out to the gradients that are not None; the weight is packed rotated.");
 }

@@ -5,13 +5,21 @@ the same result whole or in tiles. The `paper` network has instance norm and att
 whole photo, as published.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.ops import is_static, partial_nonlocal, patch_attention, residual_block
+from oldrestore.ops import (
+    available,
+    conv_norm_act,
+    is_static,
+    partial_nonlocal,
+    patch_attention,
+    residual_block,
+)
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and PIL's mode L
 # the published attention divides by no less than this share of the sum over all cells
@@ -107,8 +115,22 @@ class ConvNormAct(nn.Module):
         norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
         self.norm = norms[norm](channels_out)
         self.slope = slope
+        self.backend: str | None = None
+        plain = (size, stride, padding, is_transposed, norm) == (3, 1, 1, False, "instance")
+        self.fused_padding = (
+            {"zeros": "zero", "reflect": "reflect"}[padding_mode] if plain else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused_padding is not None:
+            return conv_norm_act(
+                x,
+                self.conv.weight,
+                self.conv.bias,
+                padding=self.fused_padding,
+                slope=self.slope,
+                backend=self.backend,
+            )
         return F.leaky_relu(self.norm(self.conv(x)), self.slope)
 
 
@@ -301,6 +323,36 @@ class PatchAttention(nn.Module):
         )
         fused: Tensor = self.combine(torch.cat([features, composed, damaged], dim=1))
         return fused
+
+
+OPERATIONS: dict[type[nn.Module], str] = {
+    ConvNormAct: "conv_norm_act",
+    ResidualBlock: "residual_block",
+    PartialNonlocal: "partial_nonlocal",
+    GlobalNonlocal: "partial_nonlocal",
+    PatchAttention: "patch_attention",
+}
+
+
+def choose_backend(
+    networks: Iterable[nn.Module], backend: str | None, device: torch.device
+) -> None:
+    """Have each operation that has this backend run by it, the others by their fastest.
+
+    Raises:
+        ValueError: no operation has it on ``device``.
+    """
+    if backend is None:
+        return
+    chosen = {name for name in OPERATIONS.values() if backend in available(name, device)}
+    if not chosen:
+        raise ValueError(
+            f"backend: no operation can use {backend!r} on {device}; see oldrestore info"
+        )
+    for network in networks:
+        for module in network.modules():
+            if OPERATIONS.get(type(module)) in chosen:
+                module.backend = backend  # type: ignore[assignment]  # a plain attribute
 
 
 def _touched_cells(mask: Tensor, features: Tensor) -> Tensor:

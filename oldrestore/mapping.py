@@ -22,6 +22,7 @@ from oldrestore.layers import (
     paper_blocks,
     residual_blocks,
 )
+from oldrestore.ops import set_backend
 
 STRIDE_PX = 4  # pixels a latent cell is wide
 CELL_PX = 8  # pixels a cell of the compact nonlocal block is wide
@@ -153,6 +154,9 @@ class PaperMappingNetwork(nn.Module):
             nn.Conv2d(widths[-1], latent_channels, 3, padding=1),
         )
         init_as_published(self)
+        if config.variant == "scratch":
+            # what the attention looks at must be exact, see PaperEncoder; 7 % of the work
+            set_backend(self.head, "reference")
 
     def forward(self, latent: Tensor, mask: Tensor) -> Tensor:
         mask = mask if self.use_nonlocal else torch.zeros_like(mask)

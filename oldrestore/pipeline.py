@@ -24,21 +24,14 @@ from oldrestore.config import CompactConfig, PaperConfig, RestorerConfig, restor
 from oldrestore.device import Graphs, choose_device, choose_dtype, memory_format
 from oldrestore.fill import fill_holes, paint_white
 from oldrestore.image import PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
-from oldrestore.layers import GlobalNonlocal, PartialNonlocal, PatchAttention, ResidualBlock
+from oldrestore.layers import choose_backend
 from oldrestore.mapping import make_mapping
 from oldrestore.mask import make_detector
-from oldrestore.ops import available, set_backend
 from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
 from oldrestore.vae import VAE, make_decoder, make_encoder
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 
-OPERATIONS: dict[type[nn.Module], str] = {
-    ResidualBlock: "residual_block",
-    PartialNonlocal: "partial_nonlocal",
-    GlobalNonlocal: "partial_nonlocal",
-    PatchAttention: "patch_attention",
-}
 VAES = ("vae_old", "vae_clean")
 
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
@@ -122,7 +115,7 @@ class Restorer:
             network.to(self.device, precision)
             network.to(memory_format=memory_format(self.device))  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
-        self._set_backend(backend)
+        choose_backend(self.networks().values(), backend, self.device)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: needs a CUDA device, not {self.device}")
         self._run = Graphs(self._through_networks) if cuda_graphs else self._through_networks
@@ -185,18 +178,6 @@ class Restorer:
             "mask": self.detector,
         }
         return {name: network for name, network in named.items() if network is not None}
-
-    def _set_backend(self, backend: str | None) -> None:
-        """Each operation that has this backend takes it, the others their fastest."""
-        chosen = [op for op in OPERATIONS.values() if backend in available(op, self.device)]
-        if backend is not None and not chosen:
-            raise ValueError(
-                f"backend: no operation can use {backend!r} on {self.device}; see oldrestore info"
-            )
-        for network in self.networks().values():
-            for module in network.modules():
-                if OPERATIONS.get(type(module)) in chosen:
-                    set_backend(module, backend)
 
     @property
     def align_px(self) -> int:

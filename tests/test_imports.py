@@ -43,6 +43,7 @@ ALLOWED = {
 HEAVY = (
     "cv2",
     "cyclopts",
+    "oldrestore._cuda",
     "oldrestore.degradation",
     "oldrestore.train",
     "rich",

@@ -1,4 +1,4 @@
-// Pixels between the picture, NCHW or NHWC, and NHWC blocks with padded channels.
+// Pixels between the picture, NCHW or NHWC, and strips: NHWC rows of a few channels.
 #pragma once
 
 #include "vector.hpp"
@@ -13,72 +13,68 @@ inline int64_t reflected(int64_t i, int64_t size) {
   return i < 0 ? 0 : i;
 }
 
-// `count` pixels of one row, all inside the picture, to consecutive pixels of `channels` floats.
-void load_pixels(const View& view, const Shape& shape, int64_t channels, const float* source,
-                 int64_t count, float* target) {
+// How many of these channels the map really has.
+inline int64_t present(const Map& map, Channels channels) {
+  const int64_t left = map.channels - channels.first;
+  return left < channels.count ? left : channels.count;
+}
+
+// `count` pixels of one row, all inside the picture, to pixels `step` floats apart.
+void load_pixels(const Map& map, Channels channels, const float* source, int64_t count,
+                 float* target, int64_t step) {
+  const int64_t n = present(map, channels);
+  source += channels.first * map.channel_stride;
   int64_t x = 0;
-  if (view.pixel_stride == 1) {
-    const int64_t whole = shape.channels / kLanes * kLanes;
+  if (map.pixel_stride == 1) {
+    const int64_t whole = n / kLanes * kLanes;
     for (; x + kLanes <= count; x += kLanes) {
       for (int64_t c = 0; c < whole; c += kLanes) {
-        transpose_block(source + c * view.channel_stride + x, view.channel_stride, nullptr,
-                        target + x * channels + c, channels);
+        transpose_block(source + c * map.channel_stride + x, map.channel_stride, nullptr,
+                        target + x * step + c, step);
       }
-      for (int64_t c = whole; c < shape.channels; ++c) {
+      for (int64_t c = whole; c < n; ++c) {
         for (int64_t i = x; i < x + kLanes; ++i) {
-          target[i * channels + c] = source[c * view.channel_stride + i];
+          target[i * step + c] = source[c * map.channel_stride + i];
         }
       }
     }
   }
   for (; x < count; ++x) {
-    const float* pixel = source + x * view.pixel_stride;
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      target[x * channels + c] = pixel[c * view.channel_stride];
-    }
+    const float* pixel = source + x * map.pixel_stride;
+    for (int64_t c = 0; c < n; ++c) target[x * step + c] = pixel[c * map.channel_stride];
   }
 }
 
 // The other way, adding `residual`, which is laid out as the target is.
-void store_pixels(const View& view, const Shape& shape, int64_t channels, const float* source,
-                  int64_t count, const float* residual, float* target) {
+void store_pixels(const Map& map, Channels channels, const float* source, int64_t count,
+                  const float* residual, float* target) {
+  const int64_t n = present(map, channels), step = channels.count;
+  target += channels.first * map.channel_stride;
+  if (residual != nullptr) residual += channels.first * map.channel_stride;
   int64_t x = 0;
-  if (view.pixel_stride == 1) {
-    const int64_t whole = shape.channels / kLanes * kLanes;
+  if (map.pixel_stride == 1) {
+    const int64_t whole = n / kLanes * kLanes;
     for (; x + kLanes <= count; x += kLanes) {
       for (int64_t c = 0; c < whole; c += kLanes) {
-        const int64_t position = c * view.channel_stride + x;
-        transpose_block(source + x * channels + c, channels,
+        const int64_t position = c * map.channel_stride + x;
+        transpose_block(source + x * step + c, step,
                         residual != nullptr ? residual + position : nullptr, target + position,
-                        view.channel_stride);
+                        map.channel_stride);
       }
-      for (int64_t c = whole; c < shape.channels; ++c) {
+      for (int64_t c = whole; c < n; ++c) {
         for (int64_t i = x; i < x + kLanes; ++i) {
-          const int64_t position = c * view.channel_stride + i;
+          const int64_t position = c * map.channel_stride + i;
           const float sum = residual != nullptr ? residual[position] : 0.0f;
-          target[position] = source[i * channels + c] + sum;
+          target[position] = source[i * step + c] + sum;
         }
       }
     }
   }
   for (; x < count; ++x) {
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      const int64_t position = x * view.pixel_stride + c * view.channel_stride;
+    for (int64_t c = 0; c < n; ++c) {
+      const int64_t position = x * map.pixel_stride + c * map.channel_stride;
       const float sum = residual != nullptr ? residual[position] : 0.0f;
-      target[position] = source[x * channels + c] + sum;
-    }
-  }
-}
-
-void standardise_pixels(float* pixels, int64_t count, int64_t channels, int64_t b,
-                        const Standardise& by, bool with_relu) {
-  const float* mean = by.mean + b * channels;
-  const float* scale = by.scale + b * channels;
-  for (int64_t x = 0; x < count; ++x) {
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      float* p = pixels + x * channels + c;
-      const Vector v = (load(p) - load(mean + c)) * load(scale + c);
-      store(p, with_relu ? relu(v) : v);
+      target[position] = source[x * step + c] + sum;
     }
   }
 }
@@ -87,40 +83,32 @@ void clear(float* target, int64_t count) {
   for (int64_t i = 0; i < count; ++i) target[i] = 0.0f;
 }
 
-// Pixels [y, y + rows) x [x, x + columns), which may lie outside, padded, to a block of its own.
-void load_patch(const Convolution& conv, int64_t b, int64_t y, int64_t x, int64_t rows,
-                int64_t columns, float* target) {
-  const Shape& shape = conv.shape;
-  const int64_t channels = padded_channels(shape.channels);
-  const int64_t inside_from = x < 0 ? 0 : x;
-  const int64_t inside_to = x + columns < shape.width ? x + columns : shape.width;
-  for (int64_t row = 0; row < rows; ++row, target += columns * channels) {
-    int64_t from_y = y + row;
-    const bool is_outside = from_y < 0 || from_y >= shape.height;
-    if (is_outside && !conv.reflect) {
-      clear(target, columns * channels);
+// kPatch rows of `columns` pixels from (y, x), which may lie outside, to a strip.
+void load_strip(const Convolution& conv, int64_t b, int64_t y, int64_t x, int64_t columns,
+                Channels channels, float* strip) {
+  const Map& map = conv.source;
+  const int64_t from = x < 0 ? 0 : x;
+  const int64_t to = x + columns < map.width ? x + columns : map.width;
+  for (int64_t row = y; row < y + kPatch; ++row, strip += columns * channels.count) {
+    if (!conv.reflect && (row < 0 || row >= map.height)) {
+      clear(strip, columns * channels.count);
       continue;
     }
-    from_y = reflected(from_y, shape.height);
-    const float* line = conv.source.at(b, from_y, 0);
-    const int64_t offset = conv.source.pixel_stride;
-    if (inside_to > inside_from) {
-      load_pixels(conv.source, shape, channels, line + inside_from * offset,
-                  inside_to - inside_from, target + (inside_from - x) * channels);
+    const float* line = map.at(b, reflected(row, map.height), 0);
+    if (to > from) {
+      load_pixels(map, channels, line + from * map.pixel_stride, to - from,
+                  strip + (from - x) * channels.count, channels.count);
     }
     for (int64_t i = x; i < x + columns; ++i) {
-      if (i >= 0 && i < shape.width) continue;
-      if (!conv.reflect) {
-        clear(target + (i - x) * channels, channels);
-        continue;
+      if (i >= 0 && i < map.width) continue;
+      float* pixel = strip + (i - x) * channels.count;
+      if (conv.reflect) {
+        load_pixels(map, channels, line + reflected(i, map.width) * map.pixel_stride, 1, pixel,
+                    channels.count);
+      } else {
+        clear(pixel, channels.count);
       }
-      load_pixels(conv.source, shape, channels, line + reflected(i, shape.width) * offset, 1,
-                  target + (i - x) * channels);
     }
-    if (conv.standardise.scale == nullptr) continue;
-    const int64_t from = conv.reflect ? x : inside_from, to = conv.reflect ? x + columns : inside_to;
-    standardise_pixels(target + (from - x) * channels, to - from, channels, b, conv.standardise,
-                       true);
   }
 }
 

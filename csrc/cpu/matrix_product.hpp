@@ -3,82 +3,113 @@
 
 #include <utility>
 
-#include "vector.hpp"
+#include "filters.hpp"
 
 namespace oldrestore {
 namespace {
 
-// Register tile of the matrix product, by vectors of output channels (1 to kMaxPanel): rows such
-// that accumulators, one operand row and one broadcast fit the register file.
+// Register tile of the matrix product, by vectors of output channels: rows such that accumulators,
+// one operand row and one broadcast fit the register file. A last panel may have three vectors,
+// because a panel of one reads its operand rows too often.
 #if OLDRESTORE_LANES == 16
-constexpr int kMaxPanel = 3;
 constexpr int kRows[] = {0, 14, 14, 9};
 #elif defined(__aarch64__)
-constexpr int kMaxPanel = 2;
-constexpr int kRows[] = {0, 12, 12};
+constexpr int kRows[] = {0, 12, 12, 8};
 #else
-constexpr int kMaxPanel = 2;
-constexpr int kRows[] = {0, 6, 6};
+constexpr int kRows[] = {0, 6, 6, 4};
 #endif
-static_assert(kMaxPanel * kLanes <= kPanelChannels, "the product buffer is too narrow");
+static_assert((kPanelVectors + 1) * kLanes <= kPanelChannels, "the product buffer is too narrow");
 
-// Vectors in the panel that starts at output vector `first` of `count`: never a lone last one if
-// three fit, because a panel of one reads its operand rows too often.
-inline int panel_vectors(int64_t first, int64_t count) {
-  const int64_t left = count - first;
-  if (left <= kMaxPanel) return static_cast<int>(left);
-  return 2;
-}
+// Products are summed over this many input channels at a time: sums of sums round less than one
+// long sum (512 channels: a third of the error).
+constexpr int64_t kDepth = 64;
 
-// c (kRowCount, vectors) = a (kRowCount, depth) b (depth, vectors), in registers.
-template <int kRowCount, int kVectors>
-void multiply_rows(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-                   int64_t depth) {
-  Vector sum[kRowCount][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector factor[kVectors];
+// What is multiplied next, fetched meanwhile into the second-level cache: `step` floats for each
+// step in depth. Left to itself the processor waits for the weights a third of the time.
+struct Ahead {
+  const float* data;
+  int64_t step;
+};
+
+// Matrices in rows `stride` apart.
+struct Product {
+  const float* a;
+  int64_t a_stride;
+  const float* b;
+  int64_t b_stride;
+  float* c;
+  int64_t c_stride;
+  int64_t rows, depth;
+  bool adds;  // to what c holds
+};
+
+// c (kRowCount, vectors) = a (kRowCount, depth) b (depth, vectors), in registers; a may be stored
+// transposed, (depth, rows).
+template <int kRowCount, int kVectors, bool kTransposed>
+void multiply_rows(const Product& product, int64_t row, Ahead ahead) {
+  const int64_t a_row = kTransposed ? 1 : product.a_stride;
+  const int64_t a_depth = kTransposed ? product.a_stride : 1;
+  const float* a = product.a + row * a_row;
+  const float* b = product.b;
+  float* c = product.c + row * product.c_stride;
+  for (int64_t from = 0; from < product.depth; from += kDepth) {
+    const int64_t to = from + kDepth < product.depth ? from + kDepth : product.depth;
+    Vector sum[kRowCount][kVectors] = {};
+    for (int64_t k = from; k < to; ++k, a += a_depth, b += product.b_stride) {
+      __builtin_prefetch(ahead.data + k * ahead.step, 0, 2);
+      Vector factor[kVectors];
 #pragma GCC unroll 3
-    for (int n = 0; n < kVectors; ++n) factor[n] = load(b + (k * kVectors + n) * kLanes);
+      for (int n = 0; n < kVectors; ++n) factor[n] = load(b + n * kLanes);
+#pragma GCC unroll 14
+      for (int m = 0; m < kRowCount; ++m) {
+        const float scalar = a[m * a_row];
+#pragma GCC unroll 3
+        for (int n = 0; n < kVectors; ++n) sum[m][n] += factor[n] * scalar;
+      }
+    }
 #pragma GCC unroll 14
     for (int m = 0; m < kRowCount; ++m) {
-      const float scalar = a[m * a_stride + k];
 #pragma GCC unroll 3
-      for (int n = 0; n < kVectors; ++n) sum[m][n] += factor[n] * scalar;
+      for (int n = 0; n < kVectors; ++n) {
+        float* target = c + m * product.c_stride + n * kLanes;
+        store(target, from > 0 || product.adds ? sum[m][n] + load(target) : sum[m][n]);
+      }
     }
-  }
-#pragma GCC unroll 14
-  for (int m = 0; m < kRowCount; ++m) {
-#pragma GCC unroll 3
-    for (int n = 0; n < kVectors; ++n) store(c + m * c_stride + n * kLanes, sum[m][n]);
   }
 }
 
-using MultiplyRows = void (*)(const float*, int64_t, const float*, float*, int64_t, int64_t);
+using MultiplyRows = void (*)(const Product&, int64_t, Ahead);
 
-template <int kVectors, int... kCounts>
+template <int kVectors, bool kTransposed, int... kCounts>
 MultiplyRows multiply_for(int64_t rows, std::integer_sequence<int, kCounts...>) {
-  static constexpr MultiplyRows table[] = {&multiply_rows<kCounts + 1, kVectors>...};
+  static constexpr MultiplyRows table[] = {&multiply_rows<kCounts + 1, kVectors, kTransposed>...};
   return table[rows - 1];
 }
 
-template <int kVectors>
-void multiply_panel(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-                    int64_t rows, int64_t depth) {
+template <int kVectors, bool kTransposed>
+void multiply_panel(const Product& product) {
   constexpr int most = kRows[kVectors];
-  const int64_t step = ceil_div(rows, ceil_div(rows, most));  // even shares: no thin last one
-  for (int64_t m = 0; m < rows; m += step) {
-    const int64_t count = rows - m < step ? rows - m : step;
-    multiply_for<kVectors>(count, std::make_integer_sequence<int, most>())(
-        a + m * a_stride, a_stride, b, c + m * c_stride, c_stride, depth);
+  const int64_t blocks = ceil_div(product.rows, most);
+  const int64_t step = ceil_div(product.rows, blocks);  // even shares: no thin last one
+  Ahead ahead{product.b, 0};
+  if (!kTransposed) {  // then b is a panel of weights, and the next one follows it
+    ahead = {product.b + product.depth * product.b_stride, ceil_div(product.b_stride, blocks)};
+  }
+  for (int64_t row = 0; row < product.rows; row += step) {
+    const int64_t count = product.rows - row < step ? product.rows - row : step;
+    multiply_for<kVectors, kTransposed>(count, std::make_integer_sequence<int, most>())(product,
+                                                                                        row, ahead);
+    ahead.data += product.depth * ahead.step;
   }
 }
 
-void multiply(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-              int64_t rows, int64_t depth, int vectors) {
+// c (rows, vectors) = a (rows, depth) b (depth, vectors).
+template <bool kTransposed>
+void multiply_panel(const Product& product, int64_t vectors) {
   switch (vectors) {
-    case 1: return multiply_panel<1>(a, a_stride, b, c, c_stride, rows, depth);
-    case 2: return multiply_panel<2>(a, a_stride, b, c, c_stride, rows, depth);
-    default: return multiply_panel<kMaxPanel>(a, a_stride, b, c, c_stride, rows, depth);
+    case 1: return multiply_panel<1, kTransposed>(product);
+    case 2: return multiply_panel<2, kTransposed>(product);
+    default: return multiply_panel<3, kTransposed>(product);
   }
 }
 

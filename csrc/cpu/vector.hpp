@@ -13,13 +13,24 @@ namespace oldrestore {
 namespace {
 
 constexpr int kLanes = OLDRESTORE_LANES;
+constexpr float kSmall = 0.70710678118654752440f;  // sqrt(1/2), an interpolation point
+constexpr float kLarge = 1.41421356237309504880f;  // sqrt(2), another
 using Vector = float __attribute__((vector_size(kLanes * 4)));
 using Unaligned = float __attribute__((vector_size(kLanes * 4), aligned(4)));
 using Indices = int __attribute__((vector_size(kLanes * 4)));
 
-inline Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-inline void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
-inline Vector relu(Vector v) { return v < 0.0f ? Vector{} : v; }  // NaN stays
+inline Vector load(const float* p) {
+  return *reinterpret_cast<const Unaligned*>(p);
+}
+inline void store(float* p, Vector v) {
+  *reinterpret_cast<Unaligned*>(p) = v;
+}
+inline Vector relu(Vector v) {
+  return v < 0.0f ? Vector{} : v;
+}  // NaN stays
+inline Vector leaky_relu(Vector v, float slope) {
+  return v < 0.0f ? slope * v : v;
+}
 
 // Lane `i` of one step of Eklundh's transposition: swap blocks of kStep between two rows.
 template <int kStep, bool kUpper>

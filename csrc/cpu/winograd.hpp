@@ -1,40 +1,56 @@
-// A 3x3, stride 1, padded convolution in NHWC by Winograd's F(4x4, 3x3): what winograd.cpp, compiled
-// once per instruction set, offers to the operations above it.
+// A 3x3, stride 1, padded convolution by Winograd's F(4x4, 3x3): what winograd.cpp, compiled once
+// per instruction set, offers to the operations above it.
 //
 // Lavin and Gray, CVPR 2016 (arXiv:1509.09308), with the interpolation points 0, +-sqrt(1/2),
 // +-sqrt(2) and infinity, which round four times better than 0, +-1, +-2 at the same cost.
+//
+// A convolution goes in three stages: tiles of 6x6 pixels to operands, at each of the 36 points a
+// matrix product with that point's weights, products to tiles of 4x4 pixels.
 #pragma once
 
 #include <cstdint>
 
 namespace oldrestore {
 
-constexpr int64_t kTile = 4;                       // outputs of a tile, along each axis
-constexpr int64_t kPatch = kTile + 2;              // inputs it needs
-constexpr int64_t kPoints = kPatch * kPatch;       // products per tile and channel pair
-constexpr int64_t kChannelBlock = 16;              // channels inside are padded to this
-constexpr int64_t kPanelChannels = 48;             // output channels of one product, at most
+constexpr int64_t kTile = 4;                  // outputs of a tile, along each axis
+constexpr int64_t kPatch = kTile + 2;         // inputs it needs
+constexpr int64_t kPoints = kPatch * kPatch;  // products per tile and channel pair
+constexpr int64_t kChannelBlock = 16;         // channels inside are padded to this
+constexpr int64_t kPanelChannels = 48;        // output channels of one product, at most
+constexpr int64_t kStripChannels = 64;        // channels of a strip, at most
 
-// Inlined always: a copy left for the linker to merge could come from the file compiled for AVX-512.
+// Inlined always: a copy left for the linker to merge could come from the file compiled for
+// AVX-512.
 #define OLDRESTORE_INLINE inline __attribute__((always_inline))
 
-OLDRESTORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+OLDRESTORE_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 OLDRESTORE_INLINE int64_t padded_channels(int64_t channels) {
   return ceil_div(channels, kChannelBlock) * kChannelBlock;
 }
 
-struct Shape {
-  int64_t batch, channels, height, width;
-};
+// Up to so many transformed weights each thread works on groups of tiles of its own, whose operands
+// and products stay in its second-level cache while the weights stream past. With more, reading the
+// weights again for every group costs more than that saves: all threads share one large group.
+constexpr int64_t kOwnWeights = int64_t{1} << 20;
 
-// Where element (b, c, y, x) lies, in floats.
-struct View {
+OLDRESTORE_INLINE bool is_shared(int64_t in, int64_t out) {
+  return kPoints * padded_channels(in) * padded_channels(out) > kOwnWeights;
+}
+
+// Pictures in memory: element (b, c, y, x) lies at data + b * batch_stride + c * channel_stride +
+// ..
+struct Map {
   float* data;
+  int64_t batch, channels, height, width;
   int64_t batch_stride, channel_stride, row_stride, pixel_stride;
   int64_t readable;  // channels of a pixel that may be touched: all of them, or padded ones too
 
   // Whole vectors of channels can be loaded and stored in place.
-  OLDRESTORE_INLINE bool is_vector() const { return channel_stride == 1 && readable % kChannelBlock == 0; }
+  OLDRESTORE_INLINE bool is_vector() const {
+    return channel_stride == 1 && readable % kChannelBlock == 0;
+  }
   OLDRESTORE_INLINE float* at(int64_t b, int64_t y, int64_t x) const {
     return data + b * batch_stride + y * row_stride + x * pixel_stride;
   }
@@ -47,40 +63,107 @@ struct Standardise {
 };
 
 struct Convolution {
-  Shape shape;
-  View source;
-  Standardise standardise;  // what the source goes through first, then ReLU; null: neither
-  bool reflect;             // else zero padding, after those
-  const float* weights;  // as `pack` leaves them
-  const float* bias;     // (padded channels)
-  bool relu;             // applied to the result
-  View target;
-  const View* residual;  // added to the result; null: nothing. Strides as `target`
-  float* statistics;     // per task: pixels' mean, then summed squared deviation; null: not wanted
+  Map source;
+  Standardise standardise;  // what the source, then is_vector(), goes through before ReLU
+  int64_t padding;          // 1; or 2, with zeros: the target is larger than the source then
+  bool reflect;             // else zeros, after standardise and ReLU
+  const float* weights;     // as `pack` leaves them
+  const float* bias;        // (padded channels of the target)
+  float slope;              // of the leaky ReLU on the result; 0: ReLU, 1: none
+  Map target;
+  const Map* residual;  // added to the result; null: nothing. Strides as `target`
+  float* statistics;    // (sample, Plan::slots, 2, padded channels of the target); null: not wanted
 };
 
-// The tiles of a picture cut into rectangles, one a task. It depends on the shape alone, never on
-// the number of threads, so that neither does the result.
+// The tiles of the target cut into groups. It depends on shapes alone, never on the number of
+// threads, so that neither does the result.
 struct Plan {
-  int64_t tile_rows, tile_columns;  // of the picture
-  int64_t rows, columns;            // of a task, at most
-  int64_t tasks_down, tasks_across, tasks_per_sample;
-  int64_t workspace;  // floats a thread needs
+  bool is_shared;                   // all threads work on one group; else each on one of its own
+  int64_t tile_rows, tile_columns;  // of a picture
+  int64_t rows, columns;            // of a group, at most
+  int64_t groups_down, groups_across, groups;
+  int64_t slots;  // partial statistics of a sample: one per tile row and column of groups
+  int64_t source_channels, target_channels;       // padded
+  int64_t operand_stride, product_stride, strip;  // floats: of a point, of a point, of a thread
 
-  explicit Plan(const Shape& shape);
-  // Of one sample's task `i`.
-  int64_t pixels(const Shape& shape, int64_t i) const;
+  Plan(const Convolution& convolution, bool is_shared);
+  OLDRESTORE_INLINE int64_t operands() const { return kPoints * operand_stride; }
+  OLDRESTORE_INLINE int64_t products() const { return kPoints * product_stride; }
+  // Pixels of the target that slot `i` counts.
+  int64_t pixels(const Map& target, int64_t i) const;
 };
 
-// What one instruction set offers.
+// Tiles [row, row + rows) x [column, column + columns) of one sample.
+struct Group {
+  int64_t sample, row, column, rows, columns;
+
+  OLDRESTORE_INLINE Group(const Plan& plan, int64_t i) {
+    const int64_t per_sample = plan.groups_down * plan.groups_across, within = i % per_sample;
+    sample = i / per_sample;
+    row = within / plan.groups_across * plan.rows;
+    column = within % plan.groups_across * plan.columns;
+    rows = plan.tile_rows - row < plan.rows ? plan.tile_rows - row : plan.rows;
+    columns = plan.tile_columns - column < plan.columns ? plan.tile_columns - column : plan.columns;
+  }
+};
+
+// Channels [first, first + count), count padded.
+struct Channels {
+  int64_t first, count;
+};
+
+// Tells weights apart: two that differ in one place always, any others but for one chance in 2^32.
+struct Fingerprint {
+  uint32_t words[64];
+};
+
+// What one instruction set offers. A `row` is a row of tiles, counted within the group, or of
+// pixels; an inner map is one that is_vector().
 struct Kernels {
   const char* name;
-  // Transformed weights (kPoints, C out, C in) to the order in which `convolve` reads them.
-  void (*pack)(const float* transformed, int64_t channels, float* packed);
-  void (*convolve)(const Convolution& convolution, const Plan& plan, int64_t task, float* workspace);
-  // A row of the picture: target = standardise(source) + residual, in place. The source is_vector().
-  void (*finish_row)(const Shape& shape, const View& source, const Standardise& standardise,
-                     const View& residual, const View& target, int64_t b, int64_t y);
+  int64_t panel_channels;  // output channels of every panel but the last, which takes the rest
+
+  // Filters (in, 3, 3) of `out` channels to the order in which `multiply` reads them. Rotated: of
+  // the convolution whose gradient with respect to its source this is, (out, 3, 3) of `in`.
+  void (*pack)(const float* weight, int64_t out, int64_t in, bool is_rotated, float* packed);
+  Fingerprint (*fingerprint)(const float* weight, int64_t count);
+
+  // First stage: pixels of the source to operands (point, tile, padded channels of the source).
+  void (*load_tiles)(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
+                     Channels channels, float* operands, float* strip);
+  // Second: products (point, tile, block.count) of panels [panel, end), which lie inside the block.
+  void (*multiply)(const Convolution& conv, const Plan& plan, const Group& group, int64_t point,
+                   int64_t panel, int64_t end, Channels block, const float* operands,
+                   float* products);
+  // Third: products to pixels of the target, for channels inside the block.
+  void (*store_tiles)(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
+                      Channels channels, Channels block, const float* products, float* strip);
+
+  // The weight's gradient is the transpose of these three in the weight. First, besides load_tiles:
+  // gradient of the target, an inner map, to products (point, tile, padded channels).
+  void (*spread_tiles)(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
+                       Channels channels, const Map& gradient, float* products);
+  // Second: to sums (point, in, padded out), added to what is there, unless this `is_first`.
+  void (*correlate)(const Convolution& conv, const Plan& plan, const Group& group, int64_t point,
+                    int64_t panel, int64_t end, bool is_first, const float* operands,
+                    const float* products, float* sums);
+  // Third: for one input channel, to gradient (out, in, 3, 3).
+  void (*gather_filters)(const float* sums, int64_t out, int64_t in, int64_t channel,
+                         float* gradient);
+
+  // target = leaky_relu(standardise(source)) + residual; of an inner map, which may be the target.
+  void (*finish_row)(const Map& source, const Standardise& standardise, float slope,
+                     const Map* residual, const Map& target, int64_t b, int64_t y,
+                     Channels channels, float* strip);
+  // Of any map to an inner one.
+  void (*load_row)(const Map& source, const Map& target, int64_t b, int64_t y, Channels channels);
+  // With n = standardise(map) and g = gradient * leaky_relu'(n), inner maps: sums of g and g * n.
+  void (*sum_gradient_row)(const Map& gradient, const Map& map, const Standardise& standardise,
+                           float slope, int64_t b, int64_t y, float* sums);
+  // target = (g - means[0] - n * means[1]) * scale; without standardise: g. May be in place.
+  void (*apply_gradient_row)(const Map& gradient, const Map& map, const Standardise& standardise,
+                             float slope, const float* means, const Map& target, int64_t b,
+                             int64_t y);
 };
 
 }  // namespace oldrestore

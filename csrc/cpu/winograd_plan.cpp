@@ -1,8 +1,11 @@
 #include "winograd_plan.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <iterator>
+#include <map>
+#include <mutex>
 #include <stdexcept>
+#include <utility>
 
 namespace oldrestore {
 
@@ -21,40 +24,22 @@ extern const Kernels kernels;
 
 namespace {
 
-// Tiles of a task. Measured on a processor with 2 MB of second-level cache: fewer read the weights
-// too often, more push operands and products out of that cache.
-constexpr int64_t kTaskTiles = 32;
+// Tiles of a thread's own group; measured on 2 MB of second-level cache.
+constexpr int64_t kOwnTiles = 32;
+// Operands and products of a shared group: they go through the last-level cache, and bound the
+// memory that a convolution needs.
+constexpr int64_t kSharedFloats = int64_t{3} << 20;
 
-// The filter transform G: row i is (1, p, p^2) / prod(p - other points), the last one infinity's.
-constexpr double kSmall = 0.70710678118654752440;  // sqrt(1/2)
-constexpr double kLarge = 1.41421356237309504880;  // sqrt(2)
-constexpr double kAtSmall = -1.5;                  // 2 p^2 (p^2 - 2) at p = +-sqrt(1/2)
-constexpr double kAtLarge = 6.0;                   // 2 p^2 (p^2 - 1/2) at p = +-sqrt(2)
-constexpr double kFilter[kPatch][3] = {
-    {1.0, 0.0, 0.0},
-    {1.0 / kAtSmall, kSmall / kAtSmall, 0.5 / kAtSmall},
-    {1.0 / kAtSmall, -kSmall / kAtSmall, 0.5 / kAtSmall},
-    {1.0 / kAtLarge, kLarge / kAtLarge, 2.0 / kAtLarge},
-    {1.0 / kAtLarge, -kLarge / kAtLarge, 2.0 / kAtLarge},
-    {0.0, 0.0, 1.0},
+constexpr int64_t kKeptFloats = int64_t{16} << 20;  // in all buffers between calls
+
+struct Kept {
+  std::mutex mutex;
+  std::multimap<int64_t, std::unique_ptr<AlignedBuffer>> by_size;
+  int64_t total = 0;
 };
-
-// One 3x3 filter to kPoints values, `stride` apart; in double, so that it rounds once.
-void transform_filter(const float* filter, float* target, int64_t stride) {
-  double half[kPatch][3];
-  for (int64_t i = 0; i < kPatch; ++i) {
-    for (int64_t x = 0; x < 3; ++x) {
-      half[i][x] = kFilter[i][0] * filter[x] + kFilter[i][1] * filter[3 + x] +
-                   kFilter[i][2] * filter[6 + x];
-    }
-  }
-  for (int64_t i = 0; i < kPatch; ++i) {
-    for (int64_t j = 0; j < kPatch; ++j) {
-      const double value = half[i][0] * kFilter[j][0] + half[i][1] * kFilter[j][1] +
-                           half[i][2] * kFilter[j][2];
-      target[(i * kPatch + j) * stride] = static_cast<float>(value);
-    }
-  }
+Kept& kept() {
+  static Kept instance;
+  return instance;
 }
 
 const Kernels* find_kernels(const std::string& name) {
@@ -66,6 +51,32 @@ const Kernels* find_kernels(const std::string& name) {
 }
 
 }  // namespace
+
+Workspace::Workspace(int64_t size) : size_(size) {
+  {
+    const std::lock_guard<std::mutex> lock(kept().mutex);
+    const auto found = kept().by_size.lower_bound(size);
+    if (found != kept().by_size.end()) {
+      size_ = found->first;
+      buffer_ = std::move(found->second);
+      kept().by_size.erase(found);
+      kept().total -= size_;
+    }
+  }
+  if (buffer_ == nullptr) buffer_ = std::make_unique<AlignedBuffer>(size);
+}
+
+Workspace::~Workspace() {
+  if (size_ > kKeptFloats) return;
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  kept().by_size.emplace(size_, std::move(buffer_));
+  kept().total += size_;
+  while (kept().total > kKeptFloats) {
+    const auto smallest = kept().by_size.begin();
+    kept().total -= smallest->first;
+    kept().by_size.erase(smallest);
+  }
+}
 
 const std::vector<const Kernels*>& supported_kernels() {
   static const std::vector<const Kernels*> supported = [] {
@@ -85,42 +96,48 @@ const std::vector<const Kernels*>& supported_kernels() {
   return supported;
 }
 
-Plan::Plan(const Shape& shape) {
-  tile_rows = ceil_div(shape.height, kTile);
-  tile_columns = ceil_div(shape.width, kTile);
-  columns = ceil_div(tile_columns, ceil_div(tile_columns, kTaskTiles));
-  rows = std::min(tile_rows, std::max<int64_t>(1, kTaskTiles / columns));
-  tasks_down = ceil_div(tile_rows, rows);
-  tasks_across = ceil_div(tile_columns, columns);
-  tasks_per_sample = tasks_down * tasks_across;
-  const int64_t channels = padded_channels(shape.channels), tiles = rows * columns;
-  const int64_t operands = kPoints * (tiles * channels + kChannelBlock);
-  const int64_t products = kPoints * (tiles * kPanelChannels + kChannelBlock);
-  const int64_t staged = tiles * kTile * kTile * channels;
-  const int64_t patch = (rows * kTile + 2) * (columns * kTile + 2) * channels;
-  workspace = operands + products + staged + patch;
-}
-
-int64_t Plan::pixels(const Shape& shape, int64_t i) const {
-  const int64_t y = i / tasks_across * rows * kTile, x = i % tasks_across * columns * kTile;
-  return std::min(rows * kTile, shape.height - y) * std::min(columns * kTile, shape.width - x);
-}
-
-PackedWeights::PackedWeights(const float* weight, int64_t channels,
-                             const std::string& instruction_set)
-    : channels_(channels),
-      kernels_(find_kernels(instruction_set)),
-      source_(weight, weight + channels * channels * 9),
-      packed_(kPoints * channels * padded_channels(channels)) {
-  std::vector<float> transformed(static_cast<size_t>(kPoints * channels * channels));
-  for (int64_t pair = 0; pair < channels * channels; ++pair) {
-    transform_filter(weight + pair * 9, transformed.data() + pair, channels * channels);
+Plan::Plan(const Convolution& convolution, bool is_shared) : is_shared(is_shared) {
+  const Map& target = convolution.target;
+  source_channels = padded_channels(convolution.source.channels);
+  target_channels = padded_channels(target.channels);
+  tile_rows = ceil_div(target.height, kTile);
+  tile_columns = ceil_div(target.width, kTile);
+  int64_t most = kOwnTiles;
+  if (is_shared) {
+    most = std::max(kOwnTiles, kSharedFloats / (kPoints * (source_channels + target_channels)));
   }
-  kernels_->pack(transformed.data(), channels, packed_.data());
+  columns = ceil_div(tile_columns, ceil_div(tile_columns, most));
+  rows = std::min(tile_rows, std::max<int64_t>(1, most / columns));
+  rows = ceil_div(tile_rows, ceil_div(tile_rows, rows));  // even shares
+  groups_down = ceil_div(tile_rows, rows);
+  groups_across = ceil_div(tile_columns, columns);
+  groups = target.batch * groups_down * groups_across;
+  slots = tile_rows * groups_across;
+  // one line more than needed, or all points of a tile would fall into the same cache set
+  operand_stride = rows * columns * source_channels + kChannelBlock;
+  product_stride = rows * columns * (is_shared ? target_channels : kPanelChannels) + kChannelBlock;
+  strip = kPatch * (columns * kTile + 2) * kStripChannels;
+}
+
+int64_t Plan::pixels(const Map& target, int64_t i) const {
+  const int64_t y = i / groups_across * kTile, x = i % groups_across * columns * kTile;
+  return std::min(kTile, target.height - y) * std::min(columns * kTile, target.width - x);
+}
+
+PackedWeights::PackedWeights(const float* weight, int64_t out, int64_t in, bool is_rotated,
+                             const std::string& instruction_set)
+    : out_(is_rotated ? in : out),
+      in_(is_rotated ? out : in),
+      is_rotated_(is_rotated),
+      kernels_(find_kernels(instruction_set)),
+      fingerprint_(kernels_->fingerprint(weight, out * in * 9)),
+      packed_(kPoints * in_ * padded_channels(out_)) {
+  kernels_->pack(weight, out_, in_, is_rotated, packed_.data());
 }
 
 bool PackedWeights::matches(const float* weight) const {
-  return std::memcmp(weight, source_.data(), source_.size() * sizeof(float)) == 0;
+  const Fingerprint other = kernels_->fingerprint(weight, out_ * in_ * 9);
+  return std::equal(std::begin(other.words), std::end(other.words), fingerprint_.words);
 }
 
 }  // namespace oldrestore

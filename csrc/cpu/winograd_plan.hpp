@@ -2,8 +2,13 @@
 // instruction set.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
@@ -12,15 +17,22 @@
 
 namespace oldrestore {
 
-constexpr int64_t kCacheLine = 64;  // bytes
+constexpr int64_t kCacheLine = 64;               // bytes
+constexpr int64_t kHugePage = int64_t{1} << 21;  // bytes
 
-// Uninitialised floats on a cache-line boundary.
+// Uninitialised floats on a cache-line boundary; large ones in huge pages where the system has
+// them.
 class AlignedBuffer {
  public:
-  explicit AlignedBuffer(int64_t size)
-      : data_(static_cast<float*>(std::aligned_alloc(
-            kCacheLine, static_cast<size_t>(ceil_div(size * 4 + 1, kCacheLine) * kCacheLine)))) {
+  explicit AlignedBuffer(int64_t size) {
+    const int64_t alignment = size * 4 < kHugePage ? kCacheLine : kHugePage;
+    const auto bytes = static_cast<size_t>(ceil_div(size * 4 + 1, alignment) * alignment);
+    data_ = static_cast<float*>(std::aligned_alloc(alignment, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    // 36 streams, one per point, are more small pages than the processor remembers
+    if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
   }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
@@ -32,26 +44,46 @@ class AlignedBuffer {
   float* data_;
 };
 
+// A buffer for the length of a call. It is kept for later calls, up to 64 MB in all of them: fresh
+// pages cost a twelfth of a residual block of 512 channels.
+class Workspace {
+ public:
+  explicit Workspace(int64_t size);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  float* data() { return buffer_->data(); }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<AlignedBuffer> buffer_;
+};
+
 // The kernels this processor can run, best first.
 const std::vector<const Kernels*>& supported_kernels();
 
-// The weights of one convolution, transformed, and a copy of what they were made from.
+// The weights of one convolution, transformed, and a fingerprint of what they were made from.
 class PackedWeights {
  public:
-  // weight: (channels, channels, 3, 3), contiguous. instruction_set: one of supported_kernels(), or
-  // empty for the best. Throws std::invalid_argument if there is none of that name.
-  PackedWeights(const float* weight, int64_t channels, const std::string& instruction_set);
+  // weight: (out, in, 3, 3), contiguous. is_rotated: for the gradient with respect to the source,
+  // which is a convolution from `out` to `in` channels. instruction_set: one of
+  // supported_kernels(), or empty for the best; throws std::invalid_argument if there is none.
+  PackedWeights(const float* weight, int64_t out, int64_t in, bool is_rotated,
+                const std::string& instruction_set);
 
-  int64_t channels() const { return channels_; }
+  int64_t out() const { return out_; }
+  int64_t in() const { return in_; }
+  bool is_rotated() const { return is_rotated_; }
   const float* data() const { return packed_.data(); }
   const Kernels& kernels() const { return *kernels_; }
-  // Whether `weight` is bit for bit what this was made from.
+  // Whether `weight` is what this was made from, by its fingerprint.
   bool matches(const float* weight) const;
 
  private:
-  int64_t channels_;
+  int64_t out_, in_;
+  bool is_rotated_;
   const Kernels* kernels_;
-  std::vector<float> source_;
+  Fingerprint fingerprint_;
   AlignedBuffer packed_;
 };
 

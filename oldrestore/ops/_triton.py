@@ -40,7 +40,7 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-def unsupported(*operands: Any) -> str | None:
+def unsupported(*operands: Any, **_: Any) -> str | None:
     """Why the kernels cannot take these arguments; what is no tensor does not matter."""
     for tensor in operands:
         if not isinstance(tensor, Tensor):
@@ -94,7 +94,8 @@ def bounded_partial_nonlocal(
     _, lost = _attend(query, key, value.narrow(2, 0, 1).contiguous(), 1 - mask, "all")
     excess = kept - torch.logaddexp(kept, lost) - math.log(least_mass)
     share = excess.clamp(max=0).exp().nan_to_num(0.0)  # NaN: no key at all
-    return out * share.unsqueeze(2).to(out.dtype)
+    bounded: Tensor = out * share.unsqueeze(2).to(out.dtype)
+    return bounded
 
 
 @torch.library.custom_op("oldrestore::triton_partial_nonlocal", mutates_args=())

@@ -2,7 +2,7 @@
 
 ``reference`` is the definition. ``sdpa`` is torch's fused attention: over the undamaged keys alone
 where a sample is large, over all keys of all samples under a bias where they are small and many.
-``triton`` lists the undamaged keys on the device.
+``triton`` and ``cuda`` list the undamaged keys on the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oldrestore.ops import _dispatch, _triton
+from oldrestore.ops import _cuda_native, _cuda_partial_nonlocal, _dispatch, _triton
 from oldrestore.ops._dispatch import Backend, Operation
 
 # From how many logits (queries x keys) on, a sample's keys are gathered. Measured on one core with
@@ -50,7 +50,7 @@ def partial_nonlocal(
         mask: (B, N) in [0, 1], of the keys; 1 is damaged. It gets no gradient.
         queries: "all", or "damaged": positions with mask 0 give zeros; needs M == N.
         least_mass: the divisor is at least this share of exp(query[i] . key[j]) summed over all j.
-        backend: "reference", "sdpa", "triton", or None for the fastest.
+        backend: "reference", "sdpa", "triton", "cuda", or None for the fastest.
 
     Returns:
         (B, M, E), dtype of ``value``. A sample with no undamaged key gives zeros.
@@ -234,6 +234,12 @@ OPERATION = Operation(
     "partial_nonlocal",
     (
         Backend("triton", _triton.partial_nonlocal, _triton.missing, _triton.unsupported_attention),
+        Backend(
+            "cuda",
+            _cuda_partial_nonlocal.partial_nonlocal,
+            _cuda_native.cuda_missing,
+            _cuda_native.dtype_unsupported,
+        ),
         Backend("sdpa", _sdpa, unsupported=_sdpa_unsupported),
         Backend("reference", _reference),
     ),

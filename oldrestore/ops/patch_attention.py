@@ -2,19 +2,19 @@
 
 ``reference`` is the definition. ``chunked`` compares the damaged patches alone, a chunk of keys at
 a time; its search is registered as ``oldrestore::patch_attention_source`` with a fake. ``triton``
-searches on the device.
+and ``cuda`` search on the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oldrestore.ops import _dispatch, _triton
+from oldrestore.ops import _cuda_native, _cuda_patch_attention, _dispatch, _triton
 from oldrestore.ops._dispatch import Backend, Operation
 
 DAMAGED_ABOVE = 0.6  # mean of a patch's mask; the published code's threshold
@@ -46,7 +46,7 @@ def patch_attention(
         x: (B, C, H, W) floating point.
         mask: (B, 1, H, W) floating point in [0, 1]; 1 is damaged. It gets no gradient.
         patch_size: side of a patch, in cells.
-        backend: "reference", "chunked", "triton", or None for the fastest.
+        backend: "reference", "chunked", "triton", "cuda", or None for the fastest.
 
     Returns:
         (B, C, H, W), dtype of ``x``. A sample without an intact whole patch is returned as it is.
@@ -120,15 +120,19 @@ def _chunked(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
     return _copy_patches(x, _find_sources(x.detach(), mask, patch_size), patch_size)
 
 
-def _compiled(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
-    """The search as one Triton kernel, which asks the host for nothing."""
-    is_query, is_key = _judge_patches(mask, patch_size)
-    batch, rows, columns = is_key.shape
-    tiles = (batch, x.shape[1], rows, patch_size, columns, patch_size)
-    blocks = _extend(x.detach(), patch_size).reshape(tiles).permute(0, 2, 4, 3, 5, 1)
-    patches = blocks.flatten(3).flatten(1, 2)  # (B, N, p * p * C)
-    source = _triton.search_patches(patches, is_query.flatten(1), is_key.flatten(1))
-    return _copy_patches(x, source.view(is_key.shape), patch_size)
+def _searched_by(search: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The operation around one kernel that searches and asks the host for nothing."""
+
+    def run(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
+        is_query, is_key = _judge_patches(mask, patch_size)
+        batch, rows, columns = is_key.shape
+        tiles = (batch, x.shape[1], rows, patch_size, columns, patch_size)
+        blocks = _extend(x.detach(), patch_size).reshape(tiles).permute(0, 2, 4, 3, 5, 1)
+        patches = blocks.flatten(3).flatten(1, 2)  # (B, N, p * p * C)
+        source = search(patches, is_query.flatten(1), is_key.flatten(1))
+        return _copy_patches(x, source.view(is_key.shape), patch_size)
+
+    return run
 
 
 def _copy_patches(x: Tensor, source: Tensor, patch_size: int) -> Tensor:
@@ -219,7 +223,18 @@ def _key_chunks(x: Tensor, is_key: Tensor, patch_size: int) -> Iterator[tuple[in
 OPERATION = Operation(
     "patch_attention",
     (
-        Backend("triton", _compiled, _triton.missing, _triton.unsupported_patches),
+        Backend(
+            "triton",
+            _searched_by(_triton.search_patches),
+            _triton.missing,
+            _triton.unsupported_patches,
+        ),
+        Backend(
+            "cuda",
+            _searched_by(_cuda_patch_attention.search_patches),
+            _cuda_native.cuda_missing,
+            _cuda_native.dtype_unsupported,
+        ),
         Backend("chunked", _chunked),
         Backend("reference", _reference),
     ),
