@@ -49,7 +49,7 @@ def vaes(runs: Path, clean_folder: Path, old_folder: Path) -> dict[str, tuple[Li
 def mappings(vaes: object, runs: Path, clean_folder: Path) -> dict[str, tuple[Lines, Lines]]:
     found = {}
     for variant in ("scratch", "hr", "quality"):
-        settings = replace(preset(MappingSettings, "paper-tiny", variant), **SHORT | {"steps": 30})  # type: ignore[arg-type]
+        settings = replace(preset(MappingSettings, "paper-tiny", variant), **SHORT | {"steps": 45})  # type: ignore[arg-type]
         stage = mapping.make_stage(
             settings, clean=[clean_folder], vae_old=runs / "old", vae_clean=runs / "clean"
         )
@@ -109,7 +109,7 @@ def test_the_stages_together_restore(
 ) -> None:
     weights = tmp_path / "tiny.safetensors"
     write_release(weights, mapping=runs / variant, mask=runs / "mask", about={})
-    assert read_checkpoint(weights).about == {"mapping_steps": 30, "mask_steps": 100}
+    assert read_checkpoint(weights).about == {"mapping_steps": 45, "mask_steps": 100}
     restorer = oldrestore.Restorer.load(weights)
     photo = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     restored = restorer.restore(photo)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oldrestore.ops import _triton
-from oldrestore.ops.residual_block import _normalise, _reference
+from oldrestore.ops.residual_block import _reference, normalise
 
 Accurate = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -28,7 +28,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def norm_act_pad(x: Tensor, is_normed: bool, slope: float | None, pad: int) -> Tensor:
     """What the kernel of that name means."""
-    x = _normalise(x, "instance" if is_normed else None)
+    x = normalise(x, "instance" if is_normed else None)
     if slope is not None:
         x = F.leaky_relu(x, slope)
     return F.pad(x, (pad,) * 4, mode="reflect")
@@ -87,7 +87,7 @@ def test_norm_and_addition_are_one_pass(
 ) -> None:
     assert_agrees(
         lambda y, x: _triton._norm_add(y, None, x)[0],
-        lambda y, x: x + _normalise(y, "instance"),
+        lambda y, x: x + normalise(y, "instance"),
         [draw(*shape).to(device, dtype), draw(*shape, seed=2).to(device, dtype)],
         assert_as_accurate,
     )
@@ -153,7 +153,7 @@ def test_a_mean_far_above_the_deviation_costs_no_accuracy(device: torch.device) 
     # the mean of a tile is rounded, which moves a value by at most this many deviations
     moved = eps * 1e4
     torch.testing.assert_close(statistics[1].double(), variance.rsqrt(), rtol=moved, atol=0)
-    expected = _normalise(x.double(), "instance")
+    expected = normalise(x.double(), "instance")
     torch.testing.assert_close(out.double(), expected, rtol=4 * moved, atol=2 * moved)
 
 
