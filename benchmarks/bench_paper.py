@@ -1,170 +1,136 @@
-"""The whole published network, holes included, beside itself in eager PyTorch, on two threads:
+"""The whole published network, holes included, beside what a user could run instead.
 
-pytest benchmarks/bench_paper.py                 # 256 px: every way, as ratios
-python benchmarks/bench_paper.py ours 1024       # seconds and peak memory, in a process alone
-python benchmarks/bench_paper.py reference 1024  # our networks in plain PyTorch
-python benchmarks/bench_paper.py eager 512       # the published structure in eager PyTorch
+pytest benchmarks/bench_paper.py                     # 256 and 512 px, one and all threads
+pytest benchmarks/bench_paper.py -k "256 and ncnn"   # a part
+python benchmarks/bench_paper.py ours 1024 2         # WAY SIDE THREADS [ROUNDS]: JSON
 
-Weights are untrained: they change neither time nor memory.
+Every way runs in a process of its own. `ours` is the package as it is, `reference` its networks in
+plain PyTorch, `eager` the published structure; the others get an equal graph that suits them best
+(`paper_network.Graph`), exported once per size with the same weights.
+
+Before the timing each output is held to float64: random weights make the attention multiply
+rounding a thousandfold, so what may differ is a multiple of what eager float32 itself differs.
 """
 
 import functools
 import json
-import platform
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import alone
+import machine
+import paper_network
 import pytest
+import rivals
 import torch
-from process_memory import peak_megabytes
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from oldrestore.config import PaperConfig
-from oldrestore.layers import ConvNormAct, ResidualBlock
-from oldrestore.pipeline import Restorer
-
-WAYS = ("ours", "reference", "eager")
-SIDE_PX = 256
-THREADS = 2
-ROUNDS = 5
-HOLE_SHARE = 0.08  # of the latent cells
-RATIO = 1e-3  # by which outputs in [-1, 1] may differ: rounding, multiplied by the attention
+WAYS = ("ours", "reference", "eager", "torch.compile", *rivals.RUNTIMES)
+SIDES_PX = (256, 512)
+ROUNDS = {256: 7, 512: 3}
+# Runtimes sum in other orders, and the largest of 200,000 differences is no steady figure; a wrong
+# graph is off by a thousand times.
+MOST_EAGER_ERRORS = 8.0
+TRUTH = "truth.pt"
 
 
-@functools.cache
-def photo(side_px: int) -> tuple[Tensor, Tensor]:
-    """Noise, and a mask of whole cells."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, side_px, side_px, generator=generator) * 2 - 1
-    cells = torch.rand(1, 1, side_px // 4, side_px // 4, generator=generator) < HOLE_SHARE
-    return image, cells.float().repeat_interleave(4, 2).repeat_interleave(4, 3)
+def prepare(way: str, side_px: int, folder: str) -> None:
+    """Write the float64 result, eager's distance from it, and what the runtime of ``way`` reads."""
+    truth_file = Path(folder) / TRUTH
+    image, mask = paper_network.photo(side_px)
+    if not truth_file.exists():
+        with torch.inference_mode():
+            eager = paper_network.Eager(paper_network.restorer())(image, mask)
+            exact = paper_network.Exact(paper_network.restorer()).double()
+            truth = exact(*(x.double() for x in paper_network.graph_inputs(image, mask)))
+        error = float((eager - truth).abs().max())
+        torch.save({"truth": truth, "eager_error": error}, truth_file)
+    if way in rivals.RUNTIMES:
+        graph = paper_network.Graph(paper_network.restorer()).eval().requires_grad_(False)
+        inputs = paper_network.graph_inputs(image, mask)
+        rivals.RUNTIMES[way].export(graph, inputs, Path(folder))
 
 
-@functools.cache
-def restorer() -> Restorer:
-    torch.manual_seed(0)
-    return Restorer(PaperConfig(mask=None), device="cpu")
+def load(way: str, side_px: int, threads: int, folder: str) -> alone.Loaded:
+    """A way to restore the photo, after its result was found right."""
+    torch.set_num_threads(threads)
+    run, inputs = _runner(way, threads, Path(folder)), paper_network.photo(side_px)
+    known = torch.load(Path(folder) / TRUTH)
+    error = float((run(*inputs) - known["truth"]).abs().max()) / known["eager_error"]
+    if not error <= MOST_EAGER_ERRORS:  # NaN too
+        raise AssertionError(f"{way}: {error:.1f} times as far from float64 as eager")
+    return lambda: run(*inputs), {"eager_errors": error, "eager_error": known["eager_error"]}
 
 
-class Eager(nn.Module):
-    """The published structure, module by module and with its N x N matrices, on our weights."""
+def _runner(way: str, threads: int, folder: Path) -> rivals.Run:
+    """(image, mask) -> restored."""
+    if way in ("ours", "reference"):
+        backend = None if way == "ours" else "reference"
+        return paper_network.restorer(backend).restore_tensor
+    if way == "eager":
+        return torch.inference_mode()(paper_network.Eager(paper_network.restorer()))
+    if way == "torch.compile":
+        run = rivals.compiled(paper_network.Graph(paper_network.restorer()))
+    else:
+        run = rivals.RUNTIMES[way].load(folder, threads)
 
-    def __init__(self, ours: Restorer) -> None:
-        super().__init__()
-        self.encoder = _eager(ours.vae_old_encoder)
-        self.head = _eager(ours.mapping.get_submodule("head"))
-        self.block, *trunk = ours.mapping.get_submodule("trunk")
-        self.block_trunk = _eager(self.block.get_submodule("blocks"))
-        self.trunk = _eager(nn.Sequential(*trunk))
-        self.tail = _eager(ours.mapping.get_submodule("tail"))
-        self.decoder = _eager(ours.vae_clean_decoder)
+    def restore(image: Tensor, mask: Tensor) -> Tensor:
+        return run(*paper_network.graph_inputs(image, mask))
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        x = self.head(self.encoder(image * (1 - mask) + mask))
-        x = self.trunk(self.attend(x, mask))
-        restored: Tensor = self.decoder(self.tail(x))
-        return restored
-
-    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        size, cells = x.shape[2:], x.shape[2] * x.shape[3]
-        g, theta, phi = (
-            layer(x).flatten(2) for layer in (self.block.mu, self.block.theta, self.block.phi)
-        )
-        affinity = F.softmax(theta.transpose(1, 2) @ phi / 1.0, dim=2)
-        touched = F.interpolate(mask, size, mode="bilinear")
-        touched[touched > 0] = 1.0
-        intact = (1 - touched) * F.interpolate(1 - mask, size)
-        affinity = intact.view(len(x), 1, -1).repeat(1, cells, 1) * affinity
-        affinity = F.normalize(affinity, p=1, dim=2)
-        y = (affinity @ g.transpose(1, 2)).transpose(1, 2).contiguous().view(x.shape)
-        y = self.block_trunk(self.block.nu(y))
-        intact = intact.repeat(1, x.shape[1], 1, 1)
-        return intact * x + (1 - intact) * y
-
-
-class _Residual(nn.Module):
-    def __init__(self, block: ResidualBlock) -> None:
-        super().__init__()
-        width = block.conv1.out_channels
-        self.branch = nn.Sequential(
-            nn.ReflectionPad2d(1),
-            block.conv1,
-            nn.InstanceNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(1),
-            block.conv2,
-            nn.InstanceNorm2d(width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
-
-
-def _eager(layers: nn.Module) -> nn.Sequential:
-    """Our layers as the plain modules of the published code; the parameters are shared."""
-    plain: list[nn.Module] = []
-    for layer in layers.children():
-        if isinstance(layer, ResidualBlock):
-            plain.append(_Residual(layer))
-        elif isinstance(layer, ConvNormAct):
-            width = layer.conv.out_channels
-            plain += [layer.conv, nn.InstanceNorm2d(width), nn.ReLU(inplace=True)]
-        else:
-            plain.append(layer)
-    return nn.Sequential(*plain)
-
-
-def way(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A way to restore (image, mask) -> restored."""
-    ours = restorer()
-    if name == "eager":
-        return torch.inference_mode()(Eager(ours))
-    if name == "reference":
-        ours = Restorer(ours.config, device="cpu", backend="reference")
-        for key, network in ours.networks().items():
-            network.load_state_dict(restorer().networks()[key].state_dict())
-    return ours.restore_tensor
+    return restore
 
 
 @functools.cache
-def assert_ways_agree() -> None:
-    image, mask = photo(SIDE_PX)
-    expected = way("eager")(image, mask)
-    for name in WAYS[:-1]:
-        assert (way(name)(image, mask) - expected).abs().max() <= RATIO
+def gflop(side_px: int) -> float:
+    """Direct convolutions and products of the network, the attention counted dense."""
+    graph = paper_network.Graph(paper_network.restorer()).to("meta")
+    inputs = paper_network.graph_inputs(*paper_network.photo(side_px))
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        graph(*(x.to("meta") for x in inputs))
+    return float(counter.get_total_flops()) / 1e9
 
 
-@pytest.mark.parametrize("name", WAYS)
-def bench_paper(benchmark: BenchmarkFixture, name: str) -> None:
-    torch.set_num_threads(THREADS)
-    assert_ways_agree()
-    benchmark.group = f"published scratch network, {SIDE_PX} x {SIDE_PX}, {THREADS} threads"
-    benchmark.pedantic(way(name), photo(SIDE_PX), rounds=ROUNDS, warmup_rounds=1)
-    benchmark.extra_info.update(
-        device=platform.processor() or platform.machine(),
-        torch=torch.__version__,
-    )
+@pytest.fixture(scope="module", params=SIDES_PX, ids=lambda side: f"{side}px")
+def exported(request: pytest.FixtureRequest) -> Iterator[tuple[int, str]]:
+    """A size, and where its exported graphs lie."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield request.param, folder
 
 
-def measure(name: str, side_px: int) -> dict[str, float | None]:
-    """Seconds of one photo, the second of two, and the peak memory of the process."""
-    torch.set_num_threads(THREADS)
-    run, operands = way(name), photo(side_px)
-    before = peak_megabytes()
-    run(*photo(64))
-    start = time.perf_counter()
-    run(*operands)
-    return {
-        "seconds": time.perf_counter() - start,
-        "peak_mb": peak_megabytes(),
-        "peak_mb_before": before,
-    }
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threads", machine.thread_counts())
+def bench_paper(
+    benchmark: BenchmarkFixture, exported: tuple[int, str], threads: int, way: str
+) -> None:
+    reason = rivals.RUNTIMES[way].missing() if way in rivals.RUNTIMES else None
+    if reason is not None:
+        pytest.skip(reason)
+    side_px, folder = exported
+    with alone.process() as call:
+        call(prepare, way, side_px, folder)
+    benchmark.group = f"published scratch network, {side_px} x {side_px}, {threads} threads"
+    alone.bench(benchmark, load, (way, side_px, threads, folder), ROUNDS[side_px])
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        rate = gflop(side_px) / benchmark.stats.stats.median
+        benchmark.extra_info.update(gflop_per_s=rate, device=machine.processor())
+
+
+def main(way: str, side_px: int, threads: int, rounds: int = 3) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        with alone.process() as call:
+            call(prepare, way, side_px, folder)
+        result = alone.measure(load, (way, side_px, threads, folder), rounds)
+    result["gflop_per_s"] = gflop(side_px) / result["seconds"]
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in WAYS or not sys.argv[2].isdigit():
-        sys.exit(f"usage: python benchmarks/bench_paper.py {'|'.join(WAYS)} SIDE")
-    sys.stdout.write(json.dumps(measure(sys.argv[1], int(sys.argv[2]))) + "\n")
+    match sys.argv[1:]:
+        case [way, *numbers] if way in WAYS and len(numbers) in (2, 3):
+            main(way, *map(int, numbers))
+        case _:
+            sys.exit(f"usage: python bench_paper.py {'|'.join(WAYS)} SIDE THREADS [ROUNDS]")
