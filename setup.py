@@ -82,14 +82,15 @@ def wanted_extensions() -> list[Extension]:
 class CMakeBuild(build_ext):
     """Build what CMake finds compilers for; a compile error ends the installation."""
 
-    def run(self) -> None:
+    def build_extensions(self) -> None:
+        # not in `run`: around this call setuptools decides where the results go
         self.work = Path(self.build_temp).resolve() / "cmake"
         self.work.mkdir(parents=True, exist_ok=True)
         self.configure()
         built = (self.work / "extensions.txt").read_text(encoding="utf-8").split(";")
         self.extensions = [e for e in self.extensions if e.name.rpartition(".")[2] in built]
         subprocess.run([find_tool("cmake"), "--build", str(self.work)], check=True)
-        super().run()
+        super().build_extensions()
 
     def configure(self) -> None:
         import pybind11
@@ -111,7 +112,7 @@ class CMakeBuild(build_ext):
         subprocess.run(command, check=True, env=environment)
 
     def build_extension(self, ext: Extension) -> None:
-        """Nothing is left to do for one extension: `run` built all of them at once."""
+        """Nothing is left to do for one extension: all of them were built at once."""
         if not Path(self.get_ext_fullpath(ext.name)).exists():
             raise SystemExit(f"{ext.name}: CMake did not build it where setuptools looks")
 

@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 from torch import distributed as dist
 
 from oldrestore.config import Defaults
+from oldrestore.layers import choose_backend
 from oldrestore.train import mapping as mapping_stage
 from oldrestore.train import mask as mask_stage
 from oldrestore.train import tone as tone_stage
@@ -157,6 +158,8 @@ class Common:
         "cpu", "cuda", ...; the GPU if there is one.
     threads:
         Of the networks on a CPU.
+    backend:
+        Of the operations ("oldrestore info" lists them); "auto" takes the fastest.
     """
 
     clean: list[Path]
@@ -164,13 +167,17 @@ class Common:
     init_from: Path | None = None
     device: str | None = None
     threads: int | None = None
+    backend: str = "auto"
 
     def train(self, run: Path, settings: LoopSettings, make: Callable[[], Stage]) -> None:
         """Start the run in its folder, or continue it."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         with _processes(self.device) as device:
-            Trainer(make(), settings, run, device).run()
+            stage = make()
+            if self.backend != "auto":
+                choose_backend(stage.networks.values(), self.backend, device)
+            Trainer(stage, settings, run, device).run()
 
 
 def vae(

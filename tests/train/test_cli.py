@@ -104,3 +104,14 @@ def test_the_old_domain_asks_for_old_photos(clean_folder: Path, tmp_path: Path) 
 def test_an_unknown_preset_is_named(clean_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="preset: expected one of tiny, compact"):
         _run("mask", tmp_path, "--clean", clean_folder, "--preset", "huge")
+
+
+def test_the_backend_of_a_run_can_be_chosen(clean_folder: Path, tmp_path: Path) -> None:
+    common = ("--clean", clean_folder, "--preset", "tiny", "--steps", "2")
+    _run("vae", tmp_path / "a", *common, "--backend", "reference")
+    _run("vae", tmp_path / "b", *common)
+    a, b = (read_state(tmp_path / name / "state.pt")["averaged"] for name in "ab")
+    for name, value in a.items():
+        assert (value - b[name]).abs().max() <= 1e-3, name  # two steps, rounded in two ways
+    with pytest.raises(ValueError, match="backend: no operation can use 'abacus' on cpu"):
+        _run("vae", tmp_path / "c", *common, "--backend", "abacus")
