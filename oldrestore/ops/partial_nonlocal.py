@@ -66,16 +66,15 @@ def partial_nonlocal(
     mask = mask.detach()
     _dispatch.check_fractions("mask", mask)
     chosen = OPERATION.choose(backend, query.device, query, key, value, mask)
-    if least_mass and chosen.name == "triton" and not _dispatch.needs_gradient(query, key, value):
-        return _triton.bounded_partial_nonlocal(
-            query, key, value, mask, queries=queries, least_mass=least_mass
-        )
-    out = chosen.run(query, key, value, mask, queries=queries)
+    operands = (query, key, value, mask)
     if not least_mass:
-        return out
-    is_plain = chosen.name == "reference" or _dispatch.is_static()
-    share = _share if is_plain else _share_of_rare
-    return out * share(query, key, mask, least_mass).unsqueeze(2).to(out.dtype)
+        return chosen.run(*operands, queries=queries)
+    if chosen.name == "triton" and not _dispatch.needs_gradient(*operands):
+        return _triton.bounded_partial_nonlocal(*operands, queries=queries, least_mass=least_mass)
+    if chosen.name == "reference" or _dispatch.is_static():
+        return _reference_bounded(*operands, queries=queries, least_mass=least_mass)
+    out = chosen.run(*operands, queries=queries)
+    return out * _share(query, key, mask, least_mass).unsqueeze(2).to(out.dtype)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, queries: str) -> None:
@@ -167,17 +166,21 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
     return out.squeeze(1).narrow(2, 0, depth_value)
 
 
+def _reference_bounded(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, queries: str, least_mass: float
+) -> Tensor:
+    """The definition with ``least_mass``, in the order of the released code."""
+    weights = _widen(query @ key.transpose(1, 2)).softmax(dim=-1)  # (B, M, N)
+    weights = weights * (1 - mask).unsqueeze(1)
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=least_mass)
+    return _keep(weights.to(value.dtype) @ value, mask, queries)
+
+
 def _share(query: Tensor, key: Tensor, mask: Tensor, least_mass: float) -> Tensor:
-    """(B, M) in [0, 1]: what ``least_mass`` leaves of each output, by its definition."""
-    logits = (query @ key.transpose(1, 2)).float()
-    kept = logits + torch.log1p(-mask).unsqueeze(1).float()
-    kept = kept.masked_fill(_blind(mask), 0.0)  # as in the reference; the output there is zero
-    excess = kept.logsumexp(dim=2) - logits.logsumexp(dim=2)
-    return (excess - math.log(least_mass)).clamp(max=0).exp()
+    """(B, M) in [0, 1]: what ``least_mass`` leaves of each output, without the N x N logits.
 
-
-def _share_of_rare(query: Tensor, key: Tensor, mask: Tensor, least_mass: float) -> Tensor:
-    """The same without the N x N logits: all but the few rows that need it are ruled out first."""
+    All but the few rows that it touches are ruled out first.
+    """
     samples = zip(query, key, mask, strict=True)
     return torch.stack([_share_of_sample(*sample, least_mass) for sample in samples])
 
@@ -213,6 +216,11 @@ def _log_sum_exp(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     rows = max(1, SHARE_LOGITS // len(key))
     parts = [(part @ key.T + bias).logsumexp(dim=1) for part in torch.split(query, rows)]
     return torch.cat(parts)
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Half precision to float32: the least masses are below what it can hold."""
+    return x.float() if x.dtype.itemsize < torch.float32.itemsize else x
 
 
 def _blind(mask: Tensor) -> Tensor:
