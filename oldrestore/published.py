@@ -18,6 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+try:
+    from numpy._core.multiarray import _reconstruct, scalar
+except ImportError:  # NumPy before 2
+    from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
+
 from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import HR_DILATION_PX, PaperConfig
 from oldrestore.layers import ConvNormAct, GlobalNonlocal, PatchAttention, ResidualBlock
@@ -41,8 +46,12 @@ _WRAPPERS = ("model_state", "state_dict")
 _HARMLESS: list[Any] = [
     np.dtype,
     np.ndarray,
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]  # private, but what NumPy pickles
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    # private, but what NumPy pickles, under its names of before and since NumPy 2
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in (("scalar", scalar), ("_reconstruct", _reconstruct))
+        for core in ("core", "_core")
+    ),
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
 ]
 _REFUSED = re.compile(r"(?:GLOBAL|type) ([\w.]+)")
@@ -178,15 +187,18 @@ def _files(source: Path) -> list[_File]:
     """The checkpoint files of a source.
 
     Raises:
-        ValueError: there is no such source.
+        ValueError: there is no such source, or it is a damaged archive.
     """
     if source.is_dir():
         return [_File(path) for path in sorted(source.rglob("*")) if path.suffix in _ENDINGS]
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder")
     if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            members = sorted(archive.namelist())
+        try:
+            with zipfile.ZipFile(source) as archive:
+                members = sorted(archive.namelist())
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{source}: a damaged zip archive: {error}") from error
         if not any(member.endswith("data.pkl") for member in members):  # what torch.save writes
             return [_File(source, member) for member in members]
     return [_File(source)]

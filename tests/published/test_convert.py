@@ -346,6 +346,32 @@ def test_files_of_old_torch_versions_are_read(
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_numbers_that_an_old_numpy_pickled_are_harmless(
+    folder: Path, narrow: PaperConfig, tmp_path: Path
+) -> None:
+    source = torch.load(
+        folder / "detection/FT_Epoch_latest.pt",
+        weights_only=False,  # made by this test
+    )
+    file = tmp_path / "old.pt"
+    torch.save(source, file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    assert b"numpy._core.multiarray" in content or b"numpy.core.multiarray" in content
+    file.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    output = tmp_path / "out.safetensors"
+    found = convert([folder], output, "scratch", parts={"detector": file}, config=narrow)
+    assert found["detector"] == str(file)
+
+
+def test_a_zip_with_a_damaged_directory_is_named(narrow: PaperConfig, tmp_path: Path) -> None:
+    archive = tmp_path / "global_checkpoints.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("checkpoints/VAE_A_quality/latest_net_G.pth", b"x")
+    archive.write_bytes(archive.read_bytes().replace(b"PK\x01\x02", b"PK\x09\x09"))
+    with pytest.raises(ValueError, match=r"global_checkpoints.zip: a damaged zip archive"):
+        convert([archive], tmp_path / "out.safetensors", "scratch", config=narrow)
+
+
 @pytest.mark.usefixtures("quick")
 def test_the_command_converts_and_the_others_use_the_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
