@@ -109,6 +109,8 @@ def convert(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent} to write it to")
     files = {name: _File(path) for name, path in (parts or {}).items()}
     for name in PARTS:
         if name not in files and (found := _find(sources, _published_name(name, variant))):

@@ -400,6 +400,7 @@ def test_the_command_converts_and_the_others_use_the_file(
         (["{folder}", "-o", "x.pth", "--variant", "hr"], "expected a name ending in .safetensors"),
         (["{folder}", "-o", "x.safetensors", "--variant", "best"], "variant: expected one of qual"),
         (["gone", "-o", "x.safetensors", "--variant", "hr"], "gone: no such file or folder"),
+        (["{folder}", "-o", "no/x.safetensors", "--variant", "hr"], "there is no folder no to"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_named(
