@@ -11,12 +11,14 @@
 #include <vector>
 
 #include "cpu/conv_norm_act.hpp"
+#include "cpu/instance_norm_act.hpp"
 #include "cpu/residual_block.hpp"
 
 namespace py = pybind11;
 using oldrestore::LayerGradient;
 using oldrestore::Map;
 using oldrestore::PackedWeights;
+using oldrestore::Workspace;
 using Array = std::optional<py::array>;
 
 namespace {
@@ -231,6 +233,47 @@ void conv_norm_act_gradient(const py::array& x, const PackedWeights& weight, con
   oldrestore::conv_norm_act_gradient(layer, source, target, saved, gradient, to, wanted, threads);
 }
 
+oldrestore::Planes planes_of(const py::array& x) {
+  const int64_t count = x.ndim() > 0 ? x.shape(0) : 0, size = x.ndim() > 1 ? x.shape(1) : 0;
+  return {contiguous(x, "x", {count, size}), count, size};
+}
+
+oldrestore::InstanceNorm plane_norm_of(const py::array& norm, const oldrestore::Planes& x) {
+  float* data = target_of(norm, "norm", {2, x.count});
+  return {data, data + x.count};
+}
+
+void instance_norm_act(const py::array& x, const py::array& out, const py::array& norm, float slope,
+                       int threads, const std::string& instruction_set) {
+  const auto planes = planes_of(x);
+  float* target = target_of(out, "out", {planes.count, planes.size});
+  const auto by = plane_norm_of(norm, planes);
+  const auto& kernels = oldrestore::find_kernels(instruction_set);
+  py::gil_scoped_release released;
+  oldrestore::instance_norm_act(planes, slope, target, by, kernels, threads);
+}
+
+void instance_norm_act_gradient(const py::array& x, const py::array& norm,
+                                const py::array& grad_out, const py::array& grad_x, float slope,
+                                int threads, const std::string& instruction_set) {
+  const auto planes = planes_of(x);
+  const float* gradient = contiguous(grad_out, "grad_out", {planes.count, planes.size});
+  float* target = target_of(grad_x, "grad_x", {planes.count, planes.size});
+  const auto by = plane_norm_of(norm, planes);
+  const auto& kernels = oldrestore::find_kernels(instruction_set);
+  py::gil_scoped_release released;
+  oldrestore::instance_norm_act_gradient(planes, gradient, slope, by, target, kernels, threads);
+}
+
+py::array empty(int64_t size) {
+  if (size < 0) throw std::invalid_argument("size: expected at least 0");
+  auto owner = std::make_unique<Workspace>(size);
+  float* data = owner->data();
+  py::capsule base(owner.get(), [](void* owned) { delete static_cast<Workspace*>(owned); });
+  owner.release();
+  return py::array_t<float>(size, data, base);
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const oldrestore::Kernels* kernels : oldrestore::supported_kernels()) {
@@ -249,6 +292,10 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_openmp") = false;
 #endif
+  m.def("empty", &empty, py::arg("size"),
+        "Uninitialised floats, whose memory is kept for later ones when they are freed.");
+  m.def("keep_freed_memory", &Workspace::keep_all, "All of it, until as many return_freed_memory.");
+  m.def("return_freed_memory", &Workspace::keep_some, "All but 64 MB goes back to the system.");
   py::class_<PackedWeights>(m, "PackedWeights", "The transformed weights of a 3x3 convolution.")
       .def(py::init(&pack), py::arg("weight").noconvert(), py::arg("is_rotated") = false,
            py::arg("instruction_set") = "",
@@ -281,4 +328,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("grad_weight").noconvert(), py::arg("grad_bias").noconvert(), py::kw_only(),
         py::arg("instance_norm"), py::arg("reflect"), py::arg("slope"), py::arg("threads"),
         "From grad_out to the gradients that are not None; the weight is packed rotated.");
+  m.def("instance_norm_act", &instance_norm_act, py::arg("x").noconvert(),
+        py::arg("out").noconvert(), py::arg("norm").noconvert(), py::kw_only(), py::arg("slope"),
+        py::arg("threads"), py::arg("instruction_set") = "",
+        "out = leaky_relu(norm(x)) of each row of x; norm (2, rows) gets means and scales");
+  m.def("instance_norm_act_gradient", &instance_norm_act_gradient, py::arg("x").noconvert(),
+        py::arg("norm").noconvert(), py::arg("grad_out").noconvert(),
+        py::arg("grad_x").noconvert(), py::kw_only(), py::arg("slope"), py::arg("threads"),
+        py::arg("instruction_set") = "", "From grad_out to grad_x.");
 }

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from oldrestore.ops import (
     available,
     conv_norm_act,
+    instance_norm_act,
     is_static,
     partial_nonlocal,
     patch_attention,
     residual_block,
+    set_backend,
 )
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and PIL's mode L
@@ -29,6 +31,10 @@ PAPER_INIT_STD = 0.02  # of every convolution's weights in the published code
 # The second convolution of a block starts this much smaller: a fresh block is near the identity,
 # without which deep stacks that have no normalisation do not train (Zhang et al., Fixup, 2019).
 BRANCH_INIT_SCALE = 0.1
+
+# the taps of a transposed convolution of size 4 and stride 2 that reach an even output from the
+# input left of it, its own and the right one, then those of an odd output; 4: none
+_DOUBLING_TAPS = ((3, 1, 4), (4, 2, 0))
 
 
 class ResidualBlock(nn.Module):
@@ -120,6 +126,7 @@ class ConvNormAct(nn.Module):
         self.fused_padding = (
             {"zeros": "zero", "reflect": "reflect"}[padding_mode] if plain else None
         )
+        self.is_doubling = (size, stride, padding, is_transposed) == (4, 2, 1, True)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused_padding is not None:
@@ -131,7 +138,59 @@ class ConvNormAct(nn.Module):
                 slope=self.slope,
                 backend=self.backend,
             )
-        return F.leaky_relu(self.norm(self.conv(x)), self.slope)
+        out = self._double(x) if self.is_doubling else self.conv(x)
+        if isinstance(self.norm, nn.InstanceNorm2d):
+            return instance_norm_act(out, slope=self.slope, backend=self.backend)
+        return F.leaky_relu(self.norm(out), self.slope)
+
+    def _double(self, x: Tensor) -> Tensor:
+        """The transposed convolution of size 4 and stride 2; on a CPU as a plain one of size 3.
+
+        Along an axis an even and an odd output see two taps each, which lie within three inputs.
+        With a zero as the third they make channels of their own, to be shuffled.
+        """
+        if self.backend == "reference" or "cpp" not in available("conv_norm_act", x.device):
+            plain: Tensor = self.conv(x)
+            return plain
+        taps = torch.tensor(_DOUBLING_TAPS)
+        weight = F.pad(self.conv.weight.transpose(0, 1), (0, 1, 0, 1))  # (C_out, C_in, 5, 5)
+        weight = weight[:, :, taps[:, None, :, None], taps[None, :, None, :]]
+        out = conv_norm_act(
+            x,
+            weight.permute(0, 2, 3, 1, 4, 5).flatten(0, 2),  # (4 C_out, C_in, 3, 3)
+            None if self.conv.bias is None else self.conv.bias.repeat_interleave(4),
+            norm=None,
+            padding="zero",
+            backend=self.backend,
+        )
+        return F.pixel_shuffle(out, 2)
+
+
+class NarrowConv(nn.Conv2d):
+    """A convolution to very few channels, as the last one of a decoder.
+
+    On a CPU one along the rows to as many times the channels as it has rows, then a sum of shifted
+    maps: the vendor's convolution computes full vectors of channels, of which three fill little.
+    """
+
+    backend: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backend == "reference" or x.device.type != "cpu":
+            return super().forward(x)
+        rows, columns = self.kernel_size
+        above, left = (int(n) for n in self.padding)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        weight = self.weight.permute(2, 0, 1, 3).reshape(-1, self.in_channels, 1, columns)
+        partial = F.conv2d(
+            F.pad(x, (left, left, above, above), mode=mode), weight
+        )  # a map for each row and channel
+        height = partial.shape[2] - rows + 1
+        of_rows = torch.split(partial, self.out_channels, dim=1)
+        out = of_rows[0].narrow(2, 0, height)
+        for row in range(1, rows):
+            out = out + of_rows[row].narrow(2, row, height)
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
 
 
 def init_as_published(network: nn.Module) -> None:
@@ -282,20 +341,19 @@ class GlobalNonlocal(nn.Module):
         if not (is_static() or damaged.any()):  # exactly the identity then
             return features
 
-        def rows(x: Tensor) -> Tensor:
-            return x.flatten(2).transpose(1, 2)  # (B, H * W, C)
-
+        cells = features.flatten(2).transpose(1, 2)  # (B, H * W, C)
         received = partial_nonlocal(
-            rows(self.theta(features)),
-            rows(self.phi(features)),
-            rows(self.mu(features)),
+            _project(cells, self.theta),
+            _project(cells, self.phi),
+            _project(cells, self.mu),
             damaged.flatten(1),
             least_mass=PAPER_LEAST_MASS,
             backend=self.backend,
         )
-        received = received.transpose(1, 2).reshape(features.shape)
-        fused: Tensor = (1 - damaged) * features + damaged * self.blocks(self.nu(received))
-        return fused
+        received = self.nu.weight.flatten(1) @ received.transpose(1, 2)  # (B, C, H * W)
+        if self.nu.bias is not None:
+            received = received + self.nu.bias[:, None]
+        return features.lerp(self.blocks(received.reshape(features.shape)), damaged)
 
 
 class PatchAttention(nn.Module):
@@ -350,9 +408,17 @@ def choose_backend(
             f"backend: no operation can use {backend!r} on {device}; see oldrestore info"
         )
     for network in networks:
+        if backend == "reference":  # in all layers
+            set_backend(network, backend)
+            continue
         for module in network.modules():
             if OPERATIONS.get(type(module)) in chosen:
                 module.backend = backend  # type: ignore[assignment]  # a plain attribute
+
+
+def _project(cells: Tensor, layer: nn.Conv2d) -> Tensor:
+    """A 1x1 convolution of (B, N, C), which is how the attention wants it."""
+    return F.linear(cells, layer.weight.flatten(1), layer.bias)
 
 
 def _touched_cells(mask: Tensor, features: Tensor) -> Tensor:

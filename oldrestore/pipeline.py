@@ -27,6 +27,7 @@ from oldrestore.image import PhotoLike, decode, decode_mask, encode, encode_mask
 from oldrestore.layers import choose_backend
 from oldrestore.mapping import make_mapping
 from oldrestore.mask import make_detector
+from oldrestore.ops import freed_memory_kept
 from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
 from oldrestore.vae import VAE, make_decoder, make_encoder
 
@@ -199,6 +200,7 @@ class Restorer:
         reach += self.mapping.cell_px - 1  # a cell speaks for its farthest pixel
         return -(-reach // self.align_px) * self.align_px
 
+    @freed_memory_kept()
     def restore(
         self,
         photo: PhotoLike | Sequence[PhotoLike],
@@ -290,6 +292,7 @@ class Restorer:
         damage = self.detect_tensor(decoded.image, _fraction("threshold", threshold))
         return encode_mask(decoded, damage)
 
+    @freed_memory_kept()
     @torch.inference_mode()
     def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
         """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated; photo by photo."""
@@ -324,6 +327,7 @@ class Restorer:
             return fill_holes(image, mask)
         return paint_white(image, mask) if self.mapping.uses_mask else image
 
+    @freed_memory_kept()
     @torch.inference_mode()
     def translate(self, filled: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
         """Old domain to clean domain: encode, map, decode. Shapes as ``restore_tensor``."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from oldrestore.layers import (
     ConvNormAct,
     Downsample,
+    NarrowConv,
     Upsample,
     init_as_published,
     paper_blocks,
@@ -119,16 +120,17 @@ class PaperEncoder(nn.Sequential):
 
     def __init__(self, config: PaperVAEConfig) -> None:
         width = config.latent_channels
+        blocks = paper_blocks(width, config.blocks)
         super().__init__(
             ConvNormAct(3, width, 7, padding=3, padding_mode="reflect"),
             ConvNormAct(width, width, 4, stride=2),
             ConvNormAct(width, width, 4, stride=2),
-            *paper_blocks(width, config.blocks),
+            *blocks,
         )
         init_as_published(self)
         # the scratch variant's attention multiplies rounding a thousandfold: direct convolutions
         # here keep the whole as near the exact result as the published code is, for 1 % of its time
-        set_backend(self, "reference")
+        set_backend(blocks, "reference")
 
 
 class PaperDecoder(nn.Sequential):
@@ -140,7 +142,7 @@ class PaperDecoder(nn.Sequential):
             *paper_blocks(width, config.blocks),
             ConvNormAct(width, width, 4, stride=2, is_transposed=True),
             ConvNormAct(width, width, 4, stride=2, is_transposed=True),
-            nn.Conv2d(width, 3, 7, padding=3, padding_mode="reflect"),
+            NarrowConv(width, 3, 7, padding=3, padding_mode="reflect"),
             nn.Tanh(),
         )
         init_as_published(self)

@@ -1,7 +1,15 @@
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from oldrestore.layers import PartialNonlocal, ResidualBlock
+from oldrestore.layers import (
+    ConvNormAct,
+    GlobalNonlocal,
+    NarrowConv,
+    PartialNonlocal,
+    ResidualBlock,
+    choose_backend,
+)
 
 
 def _block(seed: int = 0) -> PartialNonlocal:
@@ -96,3 +104,65 @@ def test_every_parameter_of_the_nonlocal_block_learns() -> None:
         assert parameter.grad is not None
         if name != "phi.bias":  # moves all keys alike, which a softmax does not see
             assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("size", [(1, 2), (7, 5), (32, 33)], ids=str)
+def test_a_doubling_layer_is_the_transposed_convolution_forward_and_backward(
+    size: tuple[int, int],
+) -> None:
+    torch.manual_seed(0)
+    layer = ConvNormAct(20, 12, 4, stride=2, is_transposed=True)
+    x = torch.randn(2, 20, *size)
+    found, slow, truth = _with_gradients(layer, x)
+    for a, b, c in zip(found, slow, truth, strict=True):
+        assert (a - c).abs().max() <= 4 * (b - c).abs().max() + 1e-6 * c.abs().max()
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])
+@pytest.mark.parametrize("size", [(4, 5), (9, 16)], ids=str)
+def test_a_narrow_convolution_is_the_convolution_forward_and_backward(
+    size: tuple[int, int], padding_mode: str
+) -> None:
+    torch.manual_seed(0)
+    layer = NarrowConv(8, 3, 7, padding=3, padding_mode=padding_mode)
+    plain = nn.Conv2d(8, 3, 7, padding=3, padding_mode=padding_mode)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 8, *size)
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-5, atol=1e-5)
+    found, slow, truth = _with_gradients(layer, x)
+    for a, b, c in zip(found, slow, truth, strict=True):
+        assert (a - c).abs().max() <= 4 * (b - c).abs().max() + 1e-6 * c.abs().max()
+
+
+def _with_gradients(layer: nn.Module, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """The layer's result and gradients: as it is, by its reference, and that in float64."""
+    results = []
+    for backend, dtype in (
+        (None, torch.float32),
+        ("reference", torch.float32),
+        ("reference", torch.float64),
+    ):
+        choose_backend([layer], backend, x.device)
+        leaf = x.to(dtype).requires_grad_()
+        # the bias before an instance norm has no gradient but rounding
+        names = [n for n, _ in layer.named_parameters() if not n.startswith("conv.bias")]
+        parameters = {n: p.detach().to(dtype).requires_grad_() for n, p in layer.named_parameters()}
+        out = torch.func.functional_call(layer, parameters, leaf)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        grads = torch.autograd.grad(out, [leaf, *(parameters[n] for n in names)], grad)
+        results.append((out.detach().double(), *(g.double() for g in grads)))
+    return results
+
+
+def test_the_global_block_is_its_equation() -> None:
+    torch.manual_seed(0)
+    block = GlobalNonlocal(6, blocks=1).double()
+    features = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    mask = (torch.rand(2, 1, 5, 7, dtype=torch.float64) < 0.3).double()
+    theta, phi, mu = (f(features).flatten(2) for f in (block.theta, block.phi, block.mu))
+    logits = theta.transpose(1, 2) @ phi + torch.log1p(-mask.flatten(2))
+    received = (mu @ logits.softmax(dim=2).transpose(1, 2)).view_as(features)
+    expected = (1 - mask) * features + mask * block.blocks(block.nu(received))
+    torch.testing.assert_close(block(features, mask), expected, rtol=1e-10, atol=1e-10)
+    intact = (mask == 0).expand_as(features)
+    assert torch.equal(block(features, mask)[intact], features[intact])

@@ -9,39 +9,41 @@
 
 namespace oldrestore {
 using parallel::each;
-using parallel::kUnitPanels;
+using parallel::panel_count;
+using parallel::panel_of;
 using parallel::piece_count;
 using parallel::piece_of;
+using parallel::unit_panels;
 
 namespace {
 
 void run_group(const Convolution& conv, const Kernels& kernels, const Plan& plan, int64_t index,
-               float* operands, float* products, float* strip) {
+               int threads, float* operands, float* products, float* strip) {
   const Group group(plan, index);
   const Channels source{0, plan.source_channels};
-  const int64_t pieces = piece_count(source, kStripChannels);
+  const int64_t pieces = piece_count(source, kDepth);
   each(plan.is_shared, group.rows * pieces, [&](int64_t i) {
-    kernels.load_tiles(conv, plan, group, i / pieces, piece_of(source, i % pieces, kStripChannels),
+    kernels.load_tiles(conv, plan, group, i / pieces, piece_of(source, i % pieces, kDepth),
                        operands, strip);
   });
 
   // a group of one thread's own takes one panel at a time, so that its products stay in cache
-  const int64_t width = kernels.panel_channels;
-  const int64_t panels = std::max<int64_t>(1, plan.target_channels / width);
+  const int64_t panels = panel_count(kernels, plan.target_channels);
   const int64_t step = plan.is_shared ? panels : 1;
   for (int64_t panel = 0; panel < panels; panel += step) {
-    const int64_t end = panel + step, last = end == panels ? plan.target_channels : end * width;
-    const Channels block{panel * width, last - panel * width};
-    const int64_t units = ceil_div(step, kUnitPanels);
+    const int64_t unit = unit_panels(step, threads), units = ceil_div(step, unit);
+    const int64_t first = panel_of(kernels, plan.target_channels, panel).first;
+    const auto products_of = [&](Channels channels) {
+      return products + group.tiles() * (channels.first - first);
+    };
     each(plan.is_shared, kPoints * units, [&](int64_t i) {
-      const int64_t from = panel + i % units * kUnitPanels;
-      kernels.multiply(conv, plan, group, i / units, from, std::min(end, from + kUnitPanels), block,
-                       operands, products);
+      const int64_t from = panel + i % units * unit, end = std::min(panel + step, from + unit);
+      kernels.multiply(conv, plan, group, i / units, from, end, operands,
+                       products_of(panel_of(kernels, plan.target_channels, from)));
     });
-    const int64_t parts = piece_count(block, kStripChannels);
-    each(plan.is_shared, group.rows * parts, [&](int64_t i) {
-      kernels.store_tiles(conv, plan, group, i / parts, piece_of(block, i % parts, kStripChannels),
-                          block, products, strip);
+    each(plan.is_shared, group.rows * step, [&](int64_t i) {
+      const Channels channels = panel_of(kernels, plan.target_channels, panel + i % step);
+      kernels.store_tiles(conv, plan, group, i / step, channels, products_of(channels), strip);
     });
   }
 }
@@ -121,12 +123,12 @@ void convolve(const Layer& layer, const Map& source, const Standardise& source_n
     float* products = operands + plan.operands();
     if (plan.is_shared) {
       for (int64_t i = 0; i < plan.groups; ++i) {
-        run_group(conv, kernels, plan, i, operands, products, strip);
+        run_group(conv, kernels, plan, i, threads, operands, products, strip);
       }
     } else {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < plan.groups; ++i) {
-        run_group(conv, kernels, plan, i, operands, products, strip);
+        run_group(conv, kernels, plan, i, threads, operands, products, strip);
       }
     }
   }

@@ -58,7 +58,22 @@ inline Channels piece_of(Channels block, int64_t i, int64_t most) {
   return {block.first + i * most, left < most ? left : most};
 }
 
-constexpr int64_t kUnitPanels = 4;  // panels of one unit of work, where threads share a group
+// Of `kernels`: how many panels so many padded channels have, and the channels of one.
+inline int64_t panel_count(const Kernels& kernels, int64_t channels) {
+  return channels < kernels.panel_channels ? 1 : channels / kernels.panel_channels;
+}
+inline Channels panel_of(const Kernels& kernels, int64_t channels, int64_t i) {
+  const int64_t width = kernels.panel_channels, first = i * width;
+  return {first, i + 1 < panel_count(kernels, channels) ? width : channels - first};
+}
+
+// Panels of one unit of work where threads share a group: few enough that none waits for long,
+// many enough that few threads read the same operands.
+inline int64_t unit_panels(int64_t panels, int64_t threads) {
+  const int64_t units_of_thread = 8;
+  const int64_t share = kPoints * panels / (threads * units_of_thread);
+  return share < 1 ? 1 : share < panels ? share : panels;
+}
 
 // body(i) for each i in [0, count): by all threads, who then wait for each other, or by this one.
 template <typename Body>

@@ -6,9 +6,11 @@
 namespace oldrestore {
 
 using parallel::each;
-using parallel::kUnitPanels;
+using parallel::panel_count;
+using parallel::panel_of;
 using parallel::piece_count;
 using parallel::piece_of;
+using parallel::unit_panels;
 
 namespace {
 
@@ -39,26 +41,26 @@ std::vector<double> add_rows(const float* sums, int64_t rows, int64_t channels) 
 
 // One group of tiles, by all threads: its share of the gradient, at every point.
 void correlate_group(const Convolution& conv, const Kernels& kernels, const Plan& plan,
-                     int64_t index, const Map& gradient, float* operands, float* products,
-                     float* strip, float* sums) {
+                     int64_t index, int threads, const Map& gradient, float* operands,
+                     float* products, float* strip, float* sums) {
   const Group group(plan, index);
-  const Channels source{0, plan.source_channels}, target{0, plan.target_channels};
-  const int64_t loads = piece_count(source, kStripChannels);
-  const int64_t spreads = piece_count(target, kStripChannels);
+  const Channels source{0, plan.source_channels};
+  const int64_t loads = piece_count(source, kDepth);
+  const int64_t panels = panel_count(kernels, plan.target_channels);
   each(true, group.rows * loads, [&](int64_t i) {
-    kernels.load_tiles(conv, plan, group, i / loads, piece_of(source, i % loads, kStripChannels),
-                       operands, strip);
+    kernels.load_tiles(conv, plan, group, i / loads, piece_of(source, i % loads, kDepth), operands,
+                       strip);
   });
-  each(true, group.rows * spreads, [&](int64_t i) {
-    kernels.spread_tiles(conv, plan, group, i / spreads,
-                         piece_of(target, i % spreads, kStripChannels), gradient, products);
+  each(true, group.rows * panels, [&](int64_t i) {
+    const Channels channels = panel_of(kernels, plan.target_channels, i % panels);
+    kernels.spread_tiles(conv, plan, group, i / panels, channels, gradient,
+                         products + group.tiles() * channels.first);
   });
-  const int64_t panels = std::max<int64_t>(1, plan.target_channels / kernels.panel_channels);
-  const int64_t units = ceil_div(panels, kUnitPanels);
+  const int64_t unit = unit_panels(panels, threads), units = ceil_div(panels, unit);
   each(true, kPoints * units, [&](int64_t i) {
-    const int64_t from = i % units * kUnitPanels;
-    kernels.correlate(conv, plan, group, i / units, from, std::min(panels, from + kUnitPanels),
-                      index == 0, operands, products, sums);
+    const int64_t from = i % units * unit;
+    kernels.correlate(conv, plan, group, i / units, from, std::min(panels, from + unit), index == 0,
+                      operands, products, sums);
   });
 }
 
@@ -141,7 +143,7 @@ void weight_gradient(const Layer& layer, const Map& source, const Standardise& s
   {
     float* strip = products + plan.products() + parallel::thread_index() * plan.strip;
     for (int64_t i = 0; i < plan.groups; ++i) {
-      correlate_group(conv, kernels, plan, i, gradient, workspace.data(), products, strip,
+      correlate_group(conv, kernels, plan, i, threads, gradient, workspace.data(), products, strip,
                       sums.data());
     }
 #pragma omp for

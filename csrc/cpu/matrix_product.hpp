@@ -20,9 +20,11 @@ constexpr int kRows[] = {0, 6, 6, 4};
 #endif
 static_assert((kPanelVectors + 1) * kLanes <= kPanelChannels, "the product buffer is too narrow");
 
-// Products are summed over this many input channels at a time: sums of sums round less than one
-// long sum (512 channels: a third of the error).
-constexpr int64_t kDepth = 64;
+// Channels of the piece that starts at `first`. A product sums one piece at a time: sums of sums
+// round less than one long sum (512 channels: a third of the error).
+inline int64_t depth_of(int64_t channels, int64_t first) {
+  return channels - first < kDepth ? channels - first : kDepth;
+}
 
 // What is multiplied next, fetched meanwhile into the second-level cache: `step` floats for each
 // step in depth. Left to itself the processor waits for the weights a third of the time.
@@ -31,42 +33,58 @@ struct Ahead {
   int64_t step;
 };
 
-// Matrices in rows `stride` apart.
+// Matrices in rows, those of c `stride` apart. `a` is operands: pieces of kDepth channels one after the other,
+// rows of padded channels in each; or, transposed, one such piece.
 struct Product {
   const float* a;
-  int64_t a_stride;
+  int64_t a_stride;  // transposed only
   const float* b;
-  int64_t b_stride;
   float* c;
   int64_t c_stride;
   int64_t rows, depth;
   bool adds;  // to what c holds
 };
 
-// c (kRowCount, vectors) = a (kRowCount, depth) b (depth, vectors), in registers; a may be stored
-// transposed, (depth, rows).
+// sum (kRowCount, vectors) += a (kRowCount, depth) b (depth, vectors), in registers.
+template <int kRowCount, int kVectors, int64_t kRowStep>
+OLDRESTORE_INLINE void add_products(const float* a, int64_t row_step, int64_t depth_step, const float* b,
+                         int64_t depth, Ahead ahead, Vector sum[kRowCount][kVectors]) {
+  if (kRowStep != 0) row_step = kRowStep;  // known here: no arithmetic for addresses
+  for (int64_t k = 0; k < depth; ++k, a += depth_step, b += kVectors * kLanes) {
+    __builtin_prefetch(ahead.data + k * ahead.step, 0, 2);
+    Vector factor[kVectors];
+#pragma GCC unroll 3
+    for (int n = 0; n < kVectors; ++n) factor[n] = load(b + n * kLanes);
+#pragma GCC unroll 14
+    for (int m = 0; m < kRowCount; ++m) {
+      const float scalar = a[m * row_step];
+#pragma GCC unroll 3
+      for (int n = 0; n < kVectors; ++n) sum[m][n] += factor[n] * scalar;
+    }
+  }
+}
+
+// c (kRowCount, vectors) = a (kRowCount, depth) b (depth, vectors).
 template <int kRowCount, int kVectors, bool kTransposed>
 void multiply_rows(const Product& product, int64_t row, Ahead ahead) {
-  const int64_t a_row = kTransposed ? 1 : product.a_stride;
-  const int64_t a_depth = kTransposed ? product.a_stride : 1;
-  const float* a = product.a + row * a_row;
-  const float* b = product.b;
   float* c = product.c + row * product.c_stride;
   for (int64_t from = 0; from < product.depth; from += kDepth) {
-    const int64_t to = from + kDepth < product.depth ? from + kDepth : product.depth;
+    const int64_t depth = depth_of(product.depth, from);
+    const float* b = product.b + from * kVectors * kLanes;
     Vector sum[kRowCount][kVectors] = {};
-    for (int64_t k = from; k < to; ++k, a += a_depth, b += product.b_stride) {
-      __builtin_prefetch(ahead.data + k * ahead.step, 0, 2);
-      Vector factor[kVectors];
-#pragma GCC unroll 3
-      for (int n = 0; n < kVectors; ++n) factor[n] = load(b + n * kLanes);
-#pragma GCC unroll 14
-      for (int m = 0; m < kRowCount; ++m) {
-        const float scalar = a[m * a_row];
-#pragma GCC unroll 3
-        for (int n = 0; n < kVectors; ++n) sum[m][n] += factor[n] * scalar;
+    if (kTransposed) {
+      add_products<kRowCount, kVectors, 1>(product.a + from * product.a_stride + row, 1,
+                                           product.a_stride, b, depth, ahead, sum);
+    } else {
+      const int64_t width = depth_of(padded_channels(product.depth), from);
+      const float* a = product.a + from * product.rows + row * width;
+      if (width == kDepth) {
+        add_products<kRowCount, kVectors, kDepth>(a, kDepth, 1, b, depth, ahead, sum);
+      } else {
+        add_products<kRowCount, kVectors, 0>(a, width, 1, b, depth, ahead, sum);
       }
     }
+    ahead.data += depth * ahead.step;
 #pragma GCC unroll 14
     for (int m = 0; m < kRowCount; ++m) {
 #pragma GCC unroll 3
@@ -93,7 +111,7 @@ void multiply_panel(const Product& product) {
   const int64_t step = ceil_div(product.rows, blocks);  // even shares: no thin last one
   Ahead ahead{product.b, 0};
   if (!kTransposed) {  // then b is a panel of weights, and the next one follows it
-    ahead = {product.b + product.depth * product.b_stride, ceil_div(product.b_stride, blocks)};
+    ahead = {product.b + product.depth * kVectors * kLanes, ceil_div(kVectors * kLanes, blocks)};
   }
   for (int64_t row = 0; row < product.rows; row += step) {
     const int64_t count = product.rows - row < step ? product.rows - row : step;

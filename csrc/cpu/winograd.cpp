@@ -4,6 +4,7 @@
 #include "filters.hpp"
 #include "layout.hpp"
 #include "matrix_product.hpp"
+#include "planes.hpp"
 #include "rows.hpp"
 
 namespace oldrestore {
@@ -86,8 +87,8 @@ void load_tiles(const Convolution& conv, const Plan& plan, const Group& group, i
     scale += b * plan.source_channels + channels.first;
   }
   if (!is_direct) load_strip(conv, b, y, x, strip_columns, channels, strip);
-  operands += row * group.columns * plan.source_channels + channels.first;
-  for (int64_t i = 0; i < group.columns; ++i, operands += plan.source_channels) {
+  operands += group.tiles() * channels.first + row * group.columns * channels.count;
+  for (int64_t i = 0; i < group.columns; ++i, operands += channels.count) {
     Patch patch;
     if (is_direct) {
       patch = patch_of(conv, b, y, x + i * kTile);
@@ -114,20 +115,19 @@ void load_tiles(const Convolution& conv, const Plan& plan, const Group& group, i
 // ---- operands to products -----------------------------------------------------------------------
 
 void multiply(const Convolution& conv, const Plan& plan, const Group& group, int64_t point,
-              int64_t panel, int64_t end, Channels block, const float* operands, float* products) {
+              int64_t panel, int64_t end, const float* operands, float* products) {
   const int64_t depth = conv.source.channels;
   Product product{};
   product.a = operands + point * plan.operand_stride;
-  product.a_stride = plan.source_channels;
-  product.c_stride = block.count;
-  product.rows = group.rows * group.columns;
+  product.rows = group.tiles();
   product.depth = depth;
+  product.c = products + point * plan.product_stride;
   for (; panel < end; ++panel) {
     const Panel at = panel_of(panel, plan.target_channels);
     product.b = conv.weights + packed_offset(at, point, depth, conv.target.channels);
-    product.b_stride = at.vectors * kLanes;
-    product.c = products + point * plan.product_stride + at.first - block.first;
+    product.c_stride = at.vectors * kLanes;
     multiply_panel<false>(product, at.vectors);
+    product.c += product.rows * product.c_stride;
   }
 }
 
@@ -224,7 +224,7 @@ void store_tile(const float* products, int64_t point_stride, const float* bias, 
 }
 
 void store_tiles(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
-                 Channels channels, Channels block, const float* products, float* strip) {
+                 Channels channels, const float* products, float* strip) {
   const Map& map = conv.target;
   const bool is_direct = map.is_vector();
   const int64_t b = group.sample, first = channels.first;
@@ -240,8 +240,8 @@ void store_tiles(const Convolution& conv, const Plan& plan, const Group& group, 
     to.mean = conv.statistics + (b * plan.slots + slot) * 2 * plan.target_channels + first;
     to.squares = to.mean + plan.target_channels;
   }
-  products += row * group.columns * block.count + first - block.first;
-  for (int64_t x = 0; x < width; x += kTile, products += block.count) {
+  products += row * group.columns * channels.count;
+  for (int64_t x = 0; x < width; x += kTile, products += channels.count) {
     to.data = is_direct ? map.at(b, y, left + x) + first : strip + x * channels.count;
     if (is_direct && conv.residual != nullptr)
       to.residual = conv.residual->at(b, y, left + x) + first;
@@ -278,8 +278,8 @@ void spread_tiles(const Convolution& conv, const Plan& plan, const Group& group,
                   Channels channels, const Map& gradient, float* products) {
   const Map& map = conv.target;
   const int64_t y = (group.row + row) * kTile;
-  products += row * group.columns * plan.target_channels + channels.first;
-  for (int64_t i = 0; i < group.columns; ++i, products += plan.target_channels) {
+  products += row * group.columns * channels.count;
+  for (int64_t i = 0; i < group.columns; ++i, products += channels.count) {
     const int64_t x = (group.column + i) * kTile;
     const float* pixels = gradient.at(group.sample, y, x) + channels.first;
     for (int64_t c = 0; c < channels.count; c += kLanes) {
@@ -308,19 +308,21 @@ void spread_tiles(const Convolution& conv, const Plan& plan, const Group& group,
 void correlate(const Convolution& conv, const Plan& plan, const Group& group, int64_t point,
                int64_t panel, int64_t end, bool is_first, const float* operands,
                const float* products, float* sums) {
+  const int64_t in = conv.source.channels;
   Product product{};
-  product.a = operands + point * plan.operand_stride;
-  product.a_stride = plan.source_channels;
-  product.b_stride = plan.target_channels;
   product.c_stride = plan.target_channels;
-  product.rows = conv.source.channels;
-  product.depth = group.rows * group.columns;
+  product.depth = group.tiles();
   product.adds = !is_first;
   for (; panel < end; ++panel) {
     const Panel at = panel_of(panel, plan.target_channels);
-    product.b = products + point * plan.product_stride + at.first;
-    product.c = sums + point * conv.source.channels * plan.target_channels + at.first;
-    multiply_panel<true>(product, at.vectors);
+    product.b = products + point * plan.product_stride + group.tiles() * at.first;
+    for (int64_t first = 0; first < in; first += kDepth) {
+      product.a = operands + point * plan.operand_stride + group.tiles() * first;
+      product.a_stride = depth_of(plan.source_channels, first);
+      product.rows = depth_of(in, first);
+      product.c = sums + (point * in + first) * plan.target_channels + at.first;
+      multiply_panel<true>(product, at.vectors);
+    }
   }
 }
 
@@ -346,6 +348,9 @@ const Kernels kernels = {
     load_row,
     sum_gradient_row,
     apply_gradient_row,
+    plane_statistics,
+    finish_plane,
+    plane_gradient,
 };
 }  // namespace OLDRESTORE_ISA
 

@@ -18,6 +18,8 @@ constexpr int64_t kPoints = kPatch * kPatch;  // products per tile and channel p
 constexpr int64_t kChannelBlock = 16;         // channels inside are padded to this
 constexpr int64_t kPanelChannels = 48;        // output channels of one product, at most
 constexpr int64_t kStripChannels = 64;        // channels of a strip, at most
+constexpr int64_t kDepth = 64;                // channels of operands that lie together, at most
+static_assert(kDepth <= kStripChannels && kPanelChannels <= kStripChannels, "a strip is too narrow");
 
 // Inlined always: a copy left for the linker to merge could come from the file compiled for
 // AVX-512.
@@ -105,6 +107,7 @@ struct Group {
     rows = plan.tile_rows - row < plan.rows ? plan.tile_rows - row : plan.rows;
     columns = plan.tile_columns - column < plan.columns ? plan.tile_columns - column : plan.columns;
   }
+  OLDRESTORE_INLINE int64_t tiles() const { return rows * columns; }
 };
 
 // Channels [first, first + count), count padded.
@@ -128,19 +131,19 @@ struct Kernels {
   void (*pack)(const float* weight, int64_t out, int64_t in, bool is_rotated, float* packed);
   Fingerprint (*fingerprint)(const float* weight, int64_t count);
 
-  // First stage: pixels of the source to operands (point, tile, padded channels of the source).
+  // First stage: pixels of the source to operands (point, piece of kDepth channels, tile, channel).
   void (*load_tiles)(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
                      Channels channels, float* operands, float* strip);
-  // Second: products (point, tile, block.count) of panels [panel, end), which lie inside the block.
+  // Second: products (point, panel, tile, channel) of panels [panel, end), into `products` from its
+  // start on.
   void (*multiply)(const Convolution& conv, const Plan& plan, const Group& group, int64_t point,
-                   int64_t panel, int64_t end, Channels block, const float* operands,
-                   float* products);
-  // Third: products to pixels of the target, for channels inside the block.
+                   int64_t panel, int64_t end, const float* operands, float* products);
+  // Third: products of one panel's channels to pixels of the target.
   void (*store_tiles)(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
-                      Channels channels, Channels block, const float* products, float* strip);
+                      Channels channels, const float* products, float* strip);
 
   // The weight's gradient is the transpose of these three in the weight. First, besides load_tiles:
-  // gradient of the target, an inner map, to products (point, tile, padded channels).
+  // gradient of the target, an inner map, to one panel's products.
   void (*spread_tiles)(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
                        Channels channels, const Map& gradient, float* products);
   // Second: to sums (point, in, padded out), added to what is there, unless this `is_first`.
@@ -164,6 +167,13 @@ struct Kernels {
   void (*apply_gradient_row)(const Map& gradient, const Map& map, const Standardise& standardise,
                              float slope, const float* means, const Map& target, int64_t b,
                              int64_t y);
+
+  // See planes.hpp, which is all that they need.
+  void (*plane_statistics)(const float* x, int64_t count, double* mean, double* squares);
+  void (*finish_plane)(const float* x, int64_t count, float mean, float scale, float slope,
+                       float* out);
+  void (*plane_gradient)(const float* gradient, const float* x, int64_t count, float mean,
+                         float scale, float slope, float* out);
 };
 
 }  // namespace oldrestore

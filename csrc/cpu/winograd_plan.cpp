@@ -30,24 +30,25 @@ constexpr int64_t kOwnTiles = 32;
 // memory that a convolution needs.
 constexpr int64_t kSharedFloats = int64_t{3} << 20;
 
-constexpr int64_t kKeptFloats = int64_t{16} << 20;  // in all buffers between calls
+constexpr int64_t kKeptFloats = int64_t{16} << 20;  // in all buffers between calls, usually
 
 struct Kept {
   std::mutex mutex;
   std::multimap<int64_t, std::unique_ptr<AlignedBuffer>> by_size;
   int64_t total = 0;
+  int users_of_all = 0;
+
+  // Free the smallest, which are the cheapest to have again.
+  void trim() {
+    while (users_of_all == 0 && total > kKeptFloats) {
+      total -= by_size.begin()->first;
+      by_size.erase(by_size.begin());
+    }
+  }
 };
 Kept& kept() {
-  static Kept instance;
-  return instance;
-}
-
-const Kernels* find_kernels(const std::string& name) {
-  if (name.empty()) return supported_kernels().front();
-  for (const Kernels* kernels : supported_kernels()) {
-    if (name == kernels->name) return kernels;
-  }
-  throw std::invalid_argument("instruction_set: this processor cannot run " + name);
+  static auto* const instance = new Kept;  // never destroyed: tensors may outlive the module
+  return *instance;
 }
 
 }  // namespace
@@ -56,7 +57,7 @@ Workspace::Workspace(int64_t size) : size_(size) {
   {
     const std::lock_guard<std::mutex> lock(kept().mutex);
     const auto found = kept().by_size.lower_bound(size);
-    if (found != kept().by_size.end()) {
+    if (found != kept().by_size.end() && found->first <= size + size / 4) {
       size_ = found->first;
       buffer_ = std::move(found->second);
       kept().by_size.erase(found);
@@ -67,15 +68,22 @@ Workspace::Workspace(int64_t size) : size_(size) {
 }
 
 Workspace::~Workspace() {
-  if (size_ > kKeptFloats) return;
   const std::lock_guard<std::mutex> lock(kept().mutex);
+  if (size_ > kKeptFloats && kept().users_of_all == 0) return;
   kept().by_size.emplace(size_, std::move(buffer_));
   kept().total += size_;
-  while (kept().total > kKeptFloats) {
-    const auto smallest = kept().by_size.begin();
-    kept().total -= smallest->first;
-    kept().by_size.erase(smallest);
-  }
+  kept().trim();
+}
+
+void Workspace::keep_all() {
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  ++kept().users_of_all;
+}
+
+void Workspace::keep_some() {
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  --kept().users_of_all;
+  kept().trim();
 }
 
 const std::vector<const Kernels*>& supported_kernels() {
@@ -94,6 +102,14 @@ const std::vector<const Kernels*>& supported_kernels() {
     return found;
   }();
   return supported;
+}
+
+const Kernels& find_kernels(const std::string& name) {
+  if (name.empty()) return *supported_kernels().front();
+  for (const Kernels* kernels : supported_kernels()) {
+    if (name == kernels->name) return *kernels;
+  }
+  throw std::invalid_argument("instruction_set: this processor cannot run " + name);
 }
 
 Plan::Plan(const Convolution& convolution, bool is_shared) : is_shared(is_shared) {
@@ -129,7 +145,7 @@ PackedWeights::PackedWeights(const float* weight, int64_t out, int64_t in, bool 
     : out_(is_rotated ? in : out),
       in_(is_rotated ? out : in),
       is_rotated_(is_rotated),
-      kernels_(find_kernels(instruction_set)),
+      kernels_(&find_kernels(instruction_set)),
       fingerprint_(kernels_->fingerprint(weight, out * in * 9)),
       packed_(kPoints * in_ * padded_channels(out_)) {
   kernels_->pack(weight, out_, in_, is_rotated, packed_.data());

@@ -44,12 +44,15 @@ class AlignedBuffer {
   float* data_;
 };
 
-// A buffer for the length of a call. It is kept for later calls, up to 64 MB in all of them: fresh
-// pages cost a twelfth of a residual block of 512 channels.
+// A buffer whose memory is kept for later ones: up to 64 MB in all of them, or without a limit
+// between keep_all and as many keep_some. The system clears the pages it hands out, which costs a
+// tenth of a residual block of 512 channels, twice that on two cores.
 class Workspace {
  public:
   explicit Workspace(int64_t size);
   ~Workspace();
+  static void keep_all();
+  static void keep_some();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   float* data() { return buffer_->data(); }
@@ -61,6 +64,8 @@ class Workspace {
 
 // The kernels this processor can run, best first.
 const std::vector<const Kernels*>& supported_kernels();
+// Those of this name, or the best if it is empty; throws std::invalid_argument if there are none.
+const Kernels& find_kernels(const std::string& name);
 
 // The weights of one convolution, transformed, and a fingerprint of what they were made from.
 class PackedWeights {

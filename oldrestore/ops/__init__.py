@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 
 from oldrestore.ops import conv_norm_act as _conv_norm_act
+from oldrestore.ops import instance_norm_act as _instance_norm_act
 from oldrestore.ops import partial_nonlocal as _partial_nonlocal
 from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
 from oldrestore.ops._dispatch import is_static, set_backend, static_control_flow
+from oldrestore.ops._native import freed_memory_kept
 from oldrestore.ops.conv_norm_act import conv_norm_act
+from oldrestore.ops.instance_norm_act import instance_norm_act
 from oldrestore.ops.partial_nonlocal import partial_nonlocal
 from oldrestore.ops.patch_attention import patch_attention
 from oldrestore.ops.residual_block import residual_block
@@ -18,6 +21,8 @@ __all__ = [
     "available",
     "conv_norm_act",
     "describe",
+    "freed_memory_kept",
+    "instance_norm_act",
     "is_static",
     "partial_nonlocal",
     "patch_attention",
@@ -28,7 +33,13 @@ __all__ = [
 
 _OPERATIONS = {
     module.OPERATION.name: module.OPERATION
-    for module in (_conv_norm_act, _partial_nonlocal, _patch_attention, _residual_block)
+    for module in (
+        _conv_norm_act,
+        _instance_norm_act,
+        _partial_nonlocal,
+        _patch_attention,
+        _residual_block,
+    )
 }
 
 

@@ -55,6 +55,11 @@ def conv_norm_act(
     return _laid_out_as(x, out)
 
 
+def instance_norm_act(x: Tensor, *, slope: float | None) -> Tensor:
+    """`oldrestore.ops.instance_norm_act` on a checked map in float32 or half precision."""
+    return _laid_out_as(x, norm_act_pad(x, None, "instance", slope=slope, pad=0))
+
+
 def norm_act_pad(
     y: Tensor, bias: Tensor | None, norm: str | None, *, slope: float | None, pad: int
 ) -> Tensor:

@@ -195,6 +195,11 @@ def conv_norm_act(
     return _laid_out_as(x, out)
 
 
+def instance_norm_act(x: Tensor, *, slope: float | None) -> Tensor:
+    """See `oldrestore.ops.instance_norm_act`."""
+    return _laid_out_as(x, _norm_act_pad(x, None, True, slope, 0)[0])
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: str) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, bias, padding=int(padding == "zero"))

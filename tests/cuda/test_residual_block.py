@@ -162,6 +162,21 @@ def test_one_convolution_is_as_accurate_as_plain_torch_forward_and_backward(
         assert_as_accurate(*found)
 
 
+@pytest.mark.parametrize("slope", SLOPES)
+def test_norm_and_activation_alone_are_as_accurate_as_plain_torch(
+    slope: float | None, device: torch.device
+) -> None:
+    x, outs = draw(2, 5, 6, 7), []
+    for run, dtype in (
+        (cuda.instance_norm_act, torch.float32),
+        (lambda x, slope: reference_pass(x, "instance", slope, 0), torch.float32),
+        (lambda x, slope: reference_pass(x, "instance", slope, 0), torch.float64),
+    ):
+        outs.append(run(x.to(device, dtype), slope=slope))
+    assert_as_accurate(*outs)
+    assert outs[0].is_contiguous()
+
+
 def test_statistics_hold_where_the_mean_is_far_above_the_deviation(device: torch.device) -> None:
     y = (draw(1, 3, 40, 41) + 3000).contiguous(memory_format=torch.channels_last).to(device)
     fast = cuda.norm_act_pad(y, None, "instance", slope=None, pad=0)

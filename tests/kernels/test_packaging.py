@@ -96,6 +96,8 @@ def test_a_dry_run_on_a_cuda_device_needs_none() -> None:
             for out in (block, _triton.conv_norm_act(x, weight, bias, slope=0.0, **how)):
                 assert (out.shape, out.dtype, out.device.type) == (x.shape, x.dtype, "cuda")
                 assert out.is_contiguous(memory_format=torch.channels_last)
+        out = _triton.instance_norm_act(x, slope=0.0)
+        assert (out.shape, out.dtype, out.device.type) == (x.shape, x.dtype, "cuda")
         kinds = torch.empty(2, 9, dtype=torch.bool, device="cuda")
         found = _triton.search_patches(query, kinds, kinds)
         assert (found.shape, found.dtype) == ((2, 9), torch.int64)

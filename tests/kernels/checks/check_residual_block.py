@@ -144,6 +144,18 @@ def test_a_convolution_with_norm_and_activation_agrees_with_its_equation(
     )
 
 
+@pytest.mark.parametrize("slope", [0.2, None])
+def test_norm_and_activation_alone_agree_with_their_equation(
+    slope: float | None, device: torch.device, assert_as_accurate: Accurate
+) -> None:
+    assert_agrees(
+        lambda x: _triton.instance_norm_act(x, slope=slope),
+        lambda x: norm_act_pad(x, True, slope, 0),
+        [(draw(2, 5, 7, 6) + 1).float().to(device)],
+        assert_as_accurate,
+    )
+
+
 def test_a_mean_far_above_the_deviation_costs_no_accuracy(device: torch.device) -> None:
     x = (draw(2, 3, 40, 50) + 1e4).float().to(device)
     out, statistics = _triton._norm_act_pad(x, None, True, None, 0)
