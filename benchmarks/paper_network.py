@@ -133,8 +133,26 @@ def plain(layers: nn.Module) -> nn.Sequential:
         if isinstance(layer, ResidualBlock):
             modules.append(PlainResidual(layer))
         elif isinstance(layer, ConvNormAct):
-            modules += [layer.conv, nn.InstanceNorm2d(layer.conv.out_channels)]
+            modules += [_plain_convolution(layer.conv), nn.InstanceNorm2d(layer.conv.out_channels)]
             modules.append(nn.ReLU(inplace=True))
+        elif isinstance(layer, nn.Conv2d):
+            modules.append(_plain_convolution(layer))
         else:
             modules.append(layer)
     return nn.Sequential(*modules)
+
+
+def _plain_convolution(ours: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    """torch's own convolution with the parameters of ours."""
+    if isinstance(ours, nn.ConvTranspose2d):
+        return ours
+    plain = nn.Conv2d(
+        ours.in_channels,
+        ours.out_channels,
+        ours.kernel_size,
+        ours.stride,
+        ours.padding,
+        padding_mode=ours.padding_mode,
+    )
+    plain.weight, plain.bias = ours.weight, ours.bias
+    return plain

@@ -84,6 +84,13 @@ def _push(coarse: Tensor, colour: Tensor, weight: Tensor) -> Tensor:
     known = weight > 0
     filled = torch.where(known, colour, smooth)
     for _ in range(SWEEPS):
-        around = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        around = _mean_of_nine(F.pad(filled, (1, 1, 1, 1), mode="replicate"))
         filled = torch.where(known, filled, around)
     return filled
+
+
+def _mean_of_nine(x: Tensor) -> Tensor:
+    """(B, C, H + 2, W + 2) -> (B, C, H, W): avg_pool2d takes several times as long."""
+    of_rows = (x[..., :-2, :] + x[..., 1:-1, :]).add_(x[..., 2:, :])
+    total = (of_rows[..., :-2] + of_rows[..., 1:-1]).add_(of_rows[..., 2:])
+    return total.mul_(1 / 9)

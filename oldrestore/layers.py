@@ -36,6 +36,8 @@ BRANCH_INIT_SCALE = 0.1
 # input left of it, its own and the right one, then those of an odd output; 4: none
 _DOUBLING_TAPS = ((3, 1, 4), (4, 2, 0))
 
+_FUSED_PADDING = {"zeros": "zero", "reflect": "reflect"}  # torch's names and the operations'
+
 
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(x))), 3x3, at constant width; optionally with instance norm.
@@ -88,6 +90,30 @@ def paper_blocks(channels: int, count: int) -> nn.Sequential:
     return residual_blocks(channels, count, norm="instance", padding="reflect")
 
 
+class Conv3x3(nn.Conv2d):
+    """A convolution of size 3 that keeps the sides; ``padding_mode`` "zeros" or "reflect"."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        padding_mode: Literal["zeros", "reflect"] = "zeros",
+    ) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode=padding_mode)
+        self.backend: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm_act(
+            x,
+            self.weight,
+            self.bias,
+            norm=None,
+            padding=_FUSED_PADDING[self.padding_mode],
+            backend=self.backend,
+        )
+
+
 class ConvNormAct(nn.Module):
     """Convolution, normalisation and leaky ReLU, in this order.
 
@@ -114,27 +140,30 @@ class ConvNormAct(nn.Module):
         slope: float = 0.0,
     ) -> None:
         super().__init__()
-        kind = nn.ConvTranspose2d if is_transposed else nn.Conv2d
-        self.conv = kind(
-            channels_in, channels_out, size, stride, padding, padding_mode=padding_mode
-        )
+        shape = (size, stride, padding, is_transposed)
+        is_plain = shape == (3, 1, 1, False)
+        self.conv: nn.Conv2d | nn.ConvTranspose2d
+        if is_plain:
+            self.conv = Conv3x3(channels_in, channels_out, padding_mode=padding_mode)
+        else:
+            kind = nn.ConvTranspose2d if is_transposed else nn.Conv2d
+            self.conv = kind(
+                channels_in, channels_out, size, stride, padding, padding_mode=padding_mode
+            )
         norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
         self.norm = norms[norm](channels_out)
         self.slope = slope
         self.backend: str | None = None
-        plain = (size, stride, padding, is_transposed, norm) == (3, 1, 1, False, "instance")
-        self.fused_padding = (
-            {"zeros": "zero", "reflect": "reflect"}[padding_mode] if plain else None
-        )
-        self.is_doubling = (size, stride, padding, is_transposed) == (4, 2, 1, True)
+        self.is_one_operation = is_plain and norm == "instance"
+        self.is_doubling = shape == (4, 2, 1, True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused_padding is not None:
+        if self.is_one_operation:
             return conv_norm_act(
                 x,
                 self.conv.weight,
                 self.conv.bias,
-                padding=self.fused_padding,
+                padding=_FUSED_PADDING[self.conv.padding_mode],
                 slope=self.slope,
                 backend=self.backend,
             )
@@ -370,7 +399,7 @@ class PatchAttention(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.block = ResidualBlock(channels, norm="instance", padding="reflect")
-        self.combine = nn.Conv2d(2 * channels + 1, channels, 3, padding=1)
+        self.combine = Conv3x3(2 * channels + 1, channels)
         self.backend: str | None = None
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -384,6 +413,7 @@ class PatchAttention(nn.Module):
 
 
 OPERATIONS: dict[type[nn.Module], str] = {
+    Conv3x3: "conv_norm_act",
     ConvNormAct: "conv_norm_act",
     ResidualBlock: "residual_block",
     PartialNonlocal: "partial_nonlocal",

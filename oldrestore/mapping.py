@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.layers import (
+    Conv3x3,
     ConvNormAct,
     Downsample,
     GlobalNonlocal,
@@ -77,7 +78,7 @@ class MappingNetwork(nn.Module):
         self.use_nonlocal = True
         width, core = config.channels, config.core_channels
         mask_channels = STRIDE_PX**2
-        self.head = nn.Conv2d(config.latent_channels + mask_channels, width, 3, padding=1)
+        self.head = Conv3x3(config.latent_channels + mask_channels, width)
         self.before = residual_blocks(width, config.blocks)
         self.down = Downsample(width, core)
         self.core_before = residual_blocks(core, config.core_blocks)
@@ -90,7 +91,7 @@ class MappingNetwork(nn.Module):
         self.core_after = residual_blocks(core, config.core_blocks)
         self.up = Upsample(core, width)
         self.after = residual_blocks(width, config.blocks)
-        self.tail = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+        self.tail = Conv3x3(width, config.latent_channels)
         # both latent spaces start aligned (one VAE starts as the other): start as the identity
         nn.init.zeros_(self.tail.weight)
         assert self.tail.bias is not None
@@ -151,7 +152,7 @@ class PaperMappingNetwork(nn.Module):
         *widths, latent_channels = reversed(widths)
         self.tail = nn.Sequential(
             *(ConvNormAct(a, b) for a, b in itertools.pairwise(widths)),
-            nn.Conv2d(widths[-1], latent_channels, 3, padding=1),
+            Conv3x3(widths[-1], latent_channels),
         )
         init_as_published(self)
         if config.variant == "scratch":

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from oldrestore.layers import (
     LUMA,
+    Conv3x3,
     ConvNormAct,
     Downsample,
     Upsample,
@@ -58,7 +59,7 @@ class ScratchDetector(nn.Module):
         super().__init__()
         self.config = config
         widths = config.channels
-        self.head = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1))
+        self.head = nn.Sequential(nn.PixelUnshuffle(2), Conv3x3(12, widths[0]))
         self.down = nn.ModuleList(
             Downsample(shallow, deep) for shallow, deep in itertools.pairwise(widths)
         )
@@ -70,7 +71,7 @@ class ScratchDetector(nn.Module):
             Upsample(deep, shallow) for shallow, deep in itertools.pairwise(widths)
         )
         self.decode = nn.ModuleList(residual_blocks(width, 1) for width in widths[:-1])
-        self.tail = nn.Sequential(nn.Conv2d(widths[0], 4, 3, padding=1), nn.PixelShuffle(2))
+        self.tail = nn.Sequential(Conv3x3(widths[0], 4), nn.PixelShuffle(2))
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.encode[0](self.head(image))
@@ -127,13 +128,13 @@ class PaperDetector(nn.Module):
         self.down = nn.ModuleList(_convolution(width, width) for width in widths[:-1])
         self.encode = nn.ModuleList(_two_convolutions(a, b) for a, b in itertools.pairwise(widths))
         self.up = nn.ModuleList(
-            nn.Conv2d(deep, shallow, 3, padding=1, padding_mode="reflect")
+            Conv3x3(deep, shallow, padding_mode="reflect")
             for shallow, deep in itertools.pairwise(widths)
         )
         self.decode = nn.ModuleList(
             _two_convolutions(2 * shallow, shallow) for shallow in widths[:-1]
         )
-        self.tail = nn.Conv2d(widths[0], 1, 3, padding=1, padding_mode="reflect")
+        self.tail = Conv3x3(widths[0], 1, padding_mode="reflect")
         init_as_published(self)
 
     def forward(self, image: Tensor) -> Tensor:

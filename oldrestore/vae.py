@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.layers import (
+    Conv3x3,
     ConvNormAct,
     Downsample,
     NarrowConv,
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         half, quarter = config.half_channels, config.quarter_channels
         self.trunk = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(12, half, 3, padding=1),
+            Conv3x3(12, half),
             residual_blocks(half, config.half_blocks),
             Downsample(half, quarter),
             residual_blocks(quarter, config.quarter_blocks),
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
             residual_blocks(quarter, config.quarter_blocks),
             Upsample(quarter, half),
             residual_blocks(half, config.half_blocks),
-            nn.Conv2d(half, 12, 3, padding=1),
+            Conv3x3(half, 12),
             nn.PixelShuffle(2),
         )
         self.skip = nn.Conv2d(config.latent_channels, 3 * STRIDE_PX**2, 1)

@@ -44,15 +44,15 @@ class AlignedBuffer {
   float* data_;
 };
 
-// A buffer whose memory is kept for later ones: up to 64 MB in all of them, or without a limit
-// between keep_all and as many keep_some. The system clears the pages it hands out, which costs a
+// A buffer whose memory is kept for later ones: up to 64 MB in all of them, or three times as much
+// between keep_more and as many keep_less. The system clears the pages it hands out, which costs a
 // tenth of a residual block of 512 channels, twice that on two cores.
 class Workspace {
  public:
   explicit Workspace(int64_t size);
   ~Workspace();
-  static void keep_all();
-  static void keep_some();
+  static void keep_more();
+  static void keep_less();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   float* data() { return buffer_->data(); }

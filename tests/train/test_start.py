@@ -64,8 +64,8 @@ def test_fine_tuning_starts_at_the_loss_of_the_file(
         mapped = restorer.mapping(restorer.vae_old_encoder(given), hole)
         latent = F.l1_loss(mapped, clean_encoder(target))
         weighed = (restorer.vae_clean_decoder(mapped) - target).abs() * (1 + 6.0 * hole)
-    assert found["plain_latent"].item() == pytest.approx(latent.item(), rel=1e-5)
-    assert found["pixel"].item() == pytest.approx(weighed.mean().item(), rel=1e-5)
+    assert found["plain_latent"].item() == pytest.approx(latent.item(), rel=1e-4)
+    assert found["pixel"].item() == pytest.approx(weighed.mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("domain", ["old", "clean"])
