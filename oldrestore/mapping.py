@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oldrestore.attention import GlobalNonlocal, PartialNonlocal, PatchAttention
 from oldrestore.layers import (
     Conv3x3,
     ConvNormAct,
     Downsample,
-    GlobalNonlocal,
-    PartialNonlocal,
-    PatchAttention,
     Upsample,
     init_as_published,
     paper_blocks,

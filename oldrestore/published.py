@@ -23,9 +23,10 @@ try:
 except ImportError:  # NumPy before 2
     from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
 
+from oldrestore.attention import GlobalNonlocal, PatchAttention
 from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import HR_DILATION_PX, PaperConfig
-from oldrestore.layers import ConvNormAct, GlobalNonlocal, PatchAttention, ResidualBlock
+from oldrestore.layers import ConvNormAct, ResidualBlock
 from oldrestore.mapping import VARIANTS, PaperMappingNetwork
 from oldrestore.mask import PaperDetector
 from oldrestore.vae import VAE

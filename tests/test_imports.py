@@ -13,7 +13,16 @@ import oldrestore
 PACKAGE = Path(oldrestore.__file__).parent
 NETWORKS = {"mask", "tone", "vae", "mapping"}
 LEAVES = {"checkpoint", "fill", "image", "perceptual", "photo_file"}
-BELOW_TRAINING = {"ops", "device", "layers", "config", "degradation", *NETWORKS, *LEAVES}
+BELOW_TRAINING = {
+    "ops",
+    "device",
+    "layers",
+    "attention",
+    "config",
+    "degradation",
+    *NETWORKS,
+    *LEAVES,
+}
 
 # What each part of the package may import of the package. A part not named here fails the test.
 ALLOWED = {
@@ -25,12 +34,13 @@ ALLOWED = {
     "ops": set(),
     "device": {"ops"},
     "layers": {"ops"},
+    "attention": {"ops", "layers"},
     "mask": {"ops", "layers"},
     "tone": {"ops", "layers"},
     "vae": {"ops", "layers"},
-    "mapping": {"ops", "layers"},
+    "mapping": {"ops", "layers", "attention"},
     "config": {"checkpoint", *NETWORKS},
-    "published": {"checkpoint", "config", "layers", *NETWORKS},
+    "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
     "pipeline": {"ops", "device", "layers", "config", *NETWORKS, *LEAVES} - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},

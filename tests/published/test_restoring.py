@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from oldrestore.attention import GlobalNonlocal, PatchAttention
 from oldrestore.config import PaperConfig
 from oldrestore.fill import paint_white
-from oldrestore.layers import GlobalNonlocal, PatchAttention
 from oldrestore.mapping import VARIANTS
 from oldrestore.mask import PaperDetector, PaperDetectorConfig
 from oldrestore.pipeline import Restorer
