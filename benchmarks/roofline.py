@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from oldrestore.ops.partial_nonlocal import CHUNK_LOGITS
+
 BYTES = {"bf16": 2, "fp32": 4}
 TENSOR_DERATING = 0.5  # of the peak: what attention kernels reach (FlashAttention-2 on A100, H100)
 GEMM_DERATING = 0.7  # of large vendor products
@@ -22,7 +24,12 @@ SIDES = (64, 128, 256)  # of the latent, in cells: photos of 256, 512 and 1024 p
 PATCH_SIZES = (8, 4, 2)
 SDPA_KEYS = 64  # a block of torch's memory-efficient kernel; it keeps sums this deep in memory
 FLEX_QUERIES = 64  # a tile of FlexAttention at this depth
-CHUNK_ROWS = 1024
+# bytes moved for each logit of the chunked products, which is held in float32, in what they hold:
+# product 4, + mask 8, softmax 8, to half precision 6, product 2 or 4
+CHUNK_BYTES = {"bf16": 28, "fp32": 24}
+# with a least mass: product 4, softmax 8, mass 8, weights 16; product 4, in common 8, of the
+# weights 12, of the softmax 16, to half precision 12, three products 12
+CHUNK_BACKWARD_BYTES = 100
 EAGER_PASSES = 13  # over N x N: product 1, /T 2, softmax 2, mask 1, times 3, L1 norm 3, product 1
 # backward: products 4, L1 norm 11, times 3, softmax 3, /T 2: autograd's formulas, one kernel each
 EAGER_BACKWARD_PASSES = 23
@@ -122,19 +129,13 @@ def partial_nonlocal(side: int, dtype: str) -> list[Path]:
     reread = n // FLEX_QUERIES * 2 * n * depth * size
     product = Kernel(dense / 2, unit, GEMM_DERATING, (2 * n * depth + n * n) * size)
     eager = [product, Kernel(memory=(EAGER_PASSES - 2) * n * n * size), product]
-    chunked = [
-        Kernel(4 * n * kept * depth, unit, GEMM_DERATING, operands, 4 * n * kept * size),
-        Kernel(memory=2 * kept * depth * 2 * size),  # keys and values, gathered
-    ]
+    products = Kernel(dense, unit, GEMM_DERATING, operands)
+    chunked = [products, Kernel(l2=CHUNK_BYTES[dtype] * n * n)]  # one after the other, all in all
     return [
         Path("eager", lambda _: eager, 4 * n * n * size),
         Path("SDPA", lambda _: [Kernel(dense, unit, memory=operands + sums)], n * depth * 4),
         Path("FlexAttention", lambda _: [Kernel(dense, unit, memory=operands, l2=reread)], 0),
-        Path(
-            "chunked products",
-            lambda _: chunked,
-            (CHUNK_ROWS * kept + 2 * kept * depth) * size,
-        ),
+        Path("chunked", lambda _: chunked, 3 * CHUNK_LOGITS * 4),
         Path("triton", lambda gpu: [_fused_forward(gpu, n, kept, dtype)], 0),
     ]
 
@@ -175,10 +176,13 @@ def partial_nonlocal_backward(side: int, dtype: str) -> list[Path]:
     kept, unit = round(INTACT * n), vendor_unit(dtype)
     product = Kernel(2 * n * n * depth, unit, GEMM_DERATING, (2 * n * depth + n * n) * size)
     passes = Kernel(memory=(EAGER_BACKWARD_PASSES - 4) * n * n * size)
-    return [
+    paths = [
         Path("eager", lambda _: [*[product] * 4, passes], 3 * n * n * size),
         Path("triton", lambda gpu: _fused_backward(gpu, n, kept, dtype), n * 4),
     ]
+    products = Kernel(12 * n * n * depth, unit, GEMM_DERATING, 7 * n * depth * size)
+    chunked = [products, Kernel(l2=CHUNK_BACKWARD_BYTES * n * n)]
+    return [*paths, Path("chunked", lambda _: chunked, 5 * CHUNK_LOGITS * 4)]
 
 
 def _fused_backward(gpu: Gpu, n: int, kept: int, dtype: str) -> list[Kernel]:

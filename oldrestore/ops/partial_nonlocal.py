@@ -2,12 +2,14 @@
 
 ``reference`` is the definition. ``sdpa`` is torch's fused attention: over the undamaged keys alone
 where a sample is large, over all keys of all samples under a bias where they are small and many.
-``triton`` and ``cuda`` list the undamaged keys on the device.
+``triton`` and ``cuda`` list the undamaged keys on the device. ``chunked`` takes some queries at a
+time through the vendor's matrix products.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,10 @@ from oldrestore.ops._dispatch import Backend, Operation
 # 0.4 to 0.7 here and down to 0.2 for larger ones. Below, gathering each sample costs more.
 GATHER_LOGITS = {"all": 2**20, "damaged": 2**16}
 SHARE_LOGITS = 2**22  # held at a time to find where ``least_mass`` matters: 16 MiB
+CHUNK_LOGITS = 2**22  # likewise by ``chunked``: what a GPU's last-level cache holds
+# From this depth on the products outweigh the passes over the logits: the fused kernels hold fewer
+# queries at a time, and multiply them with the keys again for every slice of a wide result.
+CHUNK_DEPTH = 256
 
 
 def partial_nonlocal(
@@ -50,7 +56,7 @@ def partial_nonlocal(
         mask: (B, N) in [0, 1], of the keys; 1 is damaged. It gets no gradient.
         queries: "all", or "damaged": positions with mask 0 give zeros; needs M == N.
         least_mass: the divisor is at least this share of exp(query[i] . key[j]) summed over all j.
-        backend: "reference", "sdpa", "triton", "cuda", or None for the fastest.
+        backend: "reference", "sdpa", "chunked", "triton", "cuda", or None for the fastest.
 
     Returns:
         (B, M, E), dtype of ``value``. A sample with no undamaged key gives zeros.
@@ -71,6 +77,8 @@ def partial_nonlocal(
         return chosen.run(*operands, queries=queries)
     if chosen.name == "triton" and not _dispatch.needs_gradient(*operands):
         return _triton.bounded_partial_nonlocal(*operands, queries=queries, least_mass=least_mass)
+    if chosen.name == "chunked":
+        return _chunked(*operands, queries=queries, least_mass=least_mass)
     if chosen.name == "reference" or _dispatch.is_static():
         return _reference_bounded(*operands, queries=queries, least_mass=least_mass)
     out = chosen.run(*operands, queries=queries)
@@ -176,6 +184,102 @@ def _reference_bounded(
     return _keep(weights.to(value.dtype) @ value, mask, queries)
 
 
+def _chunked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    queries: str,
+    least_mass: float = 0.0,
+) -> Tensor:
+    """Some queries at a time: no matrix of all pairs, nor in the gradient."""
+    out: Tensor = _Chunked.apply(query, key, value, mask, least_mass)  # type: ignore[no-untyped-call]  # torch's
+    return _keep(out, mask, queries)
+
+
+class _Chunked(torch.autograd.Function):
+    """Each chunk's weights are computed once more for its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, least_mass: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.least_mass = least_mass
+        # written in place: results that stay between chunks would cut up what these free
+        out = value.new_empty(*query.shape[:2], value.shape[2])
+        rows = _chunk_rows(key)
+        for part, its_out in zip(
+            torch.split(query, rows, 1), torch.split(out, rows, 1), strict=True
+        ):
+            weights = _chunk_weights(part, key, mask, least_mass).weights
+            its_out.copy_(weights.to(value.dtype) @ value)
+        return out.masked_fill_(_blind(mask), 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        grad = grad.masked_fill(_blind(mask), 0.0)
+        of_query = torch.zeros_like(query)
+        of_key, of_value = (torch.zeros_like(_widen(t)) for t in (key, value))
+        rows = _chunk_rows(key)
+        chunks = (torch.split(t, rows, 1) for t in (query, grad, of_query))
+        for part, its_grad, of_part in zip(*chunks, strict=True):
+            found = _chunk_weights(part, key, mask, ctx.least_mass)
+            of_value += found.weights.to(value.dtype).transpose(1, 2) @ its_grad
+            of_logits = found.logits_gradient(_logits(its_grad, value)).to(key.dtype)
+            of_part.copy_(of_logits @ key)
+            of_key += of_logits.transpose(1, 2) @ part
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+
+
+def _chunk_rows(key: Tensor) -> int:
+    return max(1, CHUNK_LOGITS // max(1, len(key) * key.shape[1]))
+
+
+class _Weights(NamedTuple):
+    """Of a chunk's queries, in float32 at least: weights = shares * scale.
+
+    weights: (B, M, N).
+    shares: (B, M, N), a softmax: over all keys if there is a least mass, else over the kept ones.
+    scale: (B, M, N), with a least mass: how much is kept of a key, over the mass or its bound.
+    is_free: (B, M, 1), with a least mass: whether it is the mass.
+    """
+
+    weights: Tensor
+    shares: Tensor
+    scale: Tensor | None = None
+    is_free: Tensor | None = None
+
+    def logits_gradient(self, of_weights: Tensor) -> Tensor:
+        """From the gradient of the weights to that of the logits."""
+        if self.scale is not None and self.is_free is not None:
+            # a divisor that is the mass takes out what all weights have in common
+            common = (self.weights * of_weights).sum(dim=2, keepdim=True)
+            of_weights = self.scale * (of_weights - common * self.is_free)
+        return self.shares * (of_weights - (self.shares * of_weights).sum(dim=2, keepdim=True))
+
+
+def _chunk_weights(query: Tensor, key: Tensor, mask: Tensor, least_mass: float) -> _Weights:
+    logits, damage = _logits(query, key), _widen(mask).unsqueeze(1)
+    if not least_mass:
+        weights = logits.add_(torch.log1p(-damage).masked_fill(_blind(mask), 0.0)).softmax(dim=-1)
+        return _Weights(weights, weights)
+    shares = logits.softmax(dim=-1)
+    mass = (shares * (1 - damage)).sum(dim=2, keepdim=True)
+    scale = (1 - damage) / mass.clamp(min=least_mass)
+    return _Weights(shares * scale, shares, scale, mass >= least_mass)
+
+
+def _logits(query: Tensor, key: Tensor) -> Tensor:
+    """query @ key^T, of half precision as its product is accumulated."""
+    key = key.transpose(1, 2)
+    if query.is_cuda and query.dtype.itemsize < torch.float32.itemsize:
+        return torch.bmm(query, key, out_dtype=torch.float32)
+    return _widen(query) @ _widen(key)
+
+
 def _share(query: Tensor, key: Tensor, mask: Tensor, least_mass: float) -> Tensor:
     """(B, M) in [0, 1]: what ``least_mass`` leaves of each output, without the N x N logits.
 
@@ -238,9 +342,18 @@ def _sdpa_unsupported(*operands: Tensor) -> str | None:
     return None
 
 
+def _chunked_slower(query: Tensor, *_: Tensor) -> str | None:
+    if not query.is_cuda:
+        return "sdpa is as fast on a CPU, and needs less memory"
+    if query.shape[2] < CHUNK_DEPTH:
+        return f"faster from depth {CHUNK_DEPTH} on"
+    return None
+
+
 OPERATION = Operation(
     "partial_nonlocal",
     (
+        Backend("chunked", _chunked, unsupported=_sdpa_unsupported, slower=_chunked_slower),
         Backend("triton", _triton.partial_nonlocal, _triton.missing, _triton.unsupported_attention),
         Backend(
             "cuda",

@@ -16,18 +16,19 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(1, 1, 1, 1, 1), (3, 7, 5, 7, 7), (2, 63, 100, 8, 8), (2, 100, 63, 32, 7)]
 
 
-@pytest.fixture(params=["reference", *SDPA_PATHS])
+@pytest.fixture(params=["reference", "chunked", *SDPA_PATHS])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each backend, and each path through ``sdpa`` whatever the size."""
-    if request.param == "reference":
-        return "reference"
+    if request.param == "chunked":
+        monkeypatch.setattr(MODULE, "CHUNK_LOGITS", 30)  # several chunks, the last one smaller
+    if request.param in ("reference", "chunked"):
+        return str(request.param)
     logits = SDPA_PATHS[request.param]
     monkeypatch.setattr(MODULE, "GATHER_LOGITS", {"all": logits, "damaged": logits})
     return "sdpa"
 
 
-# the paths through ``sdpa`` alone
-sdpa_paths = pytest.mark.parametrize("backend", SDPA_PATHS, indirect=True)
+fast_paths = pytest.mark.parametrize("backend", ["chunked", *SDPA_PATHS], indirect=True)
 
 
 def make_inputs(
@@ -71,11 +72,11 @@ def test_it_is_the_equation(backend: str) -> None:
             torch.testing.assert_close(out[b, i], expected)
 
 
-@sdpa_paths
+@fast_paths
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("queries", ["all", "damaged"])
-def test_sdpa_is_as_accurate_as_the_reference(
+def test_each_path_is_as_accurate_as_the_reference(
     size: tuple[int, ...], dtype: torch.dtype, queries: str, backend: str
 ) -> None:
     batch, n_queries, n_keys, depth, depth_value = size
@@ -90,12 +91,12 @@ def test_sdpa_is_as_accurate_as_the_reference(
     assert_as_accurate(fast, slow, truth)
 
 
-@sdpa_paths
+@fast_paths
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("queries", ["all", "damaged"])
 @pytest.mark.parametrize("is_grey", [True, False], ids=["grey", "binary"])
-def test_sdpa_has_the_gradient_of_the_reference(
+def test_each_path_has_the_gradient_of_the_reference(
     size: tuple[int, ...], dtype: torch.dtype, queries: str, is_grey: bool, backend: str
 ) -> None:
     batch, n_queries, n_keys, *depths = size
@@ -113,6 +114,50 @@ def test_sdpa_has_the_gradient_of_the_reference(
     slow, fast = gradients("reference", dtype), gradients(backend, dtype)
     for of_fast, of_slow, of_truth in zip(fast, slow, truth, strict=True):
         assert_as_accurate(of_fast, of_slow, of_truth)
+
+
+@pytest.mark.parametrize("backend", ["chunked"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("least_mass", [0.0, 1e-12])
+def test_chunks_have_the_gradient_of_the_reference_in_half_precision(
+    dtype: torch.dtype, least_mass: float, backend: str
+) -> None:
+    *tensors, mask = make_inputs(2, 30, 20, 8, 8)
+
+    def gradients(backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        # what the half-precision ones are given, in all precisions
+        leaves = [t.to(given).to(dtype).requires_grad_() for t in tensors]
+        how = {"backend": backend, "least_mass": least_mass}
+        out = partial_nonlocal(*leaves, mask.to(given).to(dtype), **how)
+        return torch.autograd.grad(out.square().sum(), leaves)
+
+    given = dtype
+    truth = gradients("reference", torch.float64)
+    slow, fast = gradients("reference", dtype), gradients(backend, dtype)
+    for of_fast, of_slow, of_truth in zip(fast, slow, truth, strict=True):
+        assert_as_accurate(of_fast, of_slow, of_truth)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_chunks_are_as_accurate_on_a_gpu(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "CHUNK_LOGITS", 2**14)
+    inputs = [t.to(dtype) for t in make_inputs(2, 300, 200, 256, 256)]
+    results = []
+    for device, backend, wide in (
+        ("cuda", "chunked", dtype),
+        ("cpu", "reference", dtype),
+        ("cpu", "reference", torch.float64),
+    ):
+        *leaves, mask = (t.to(device, wide) for t in inputs)
+        leaves = [t.requires_grad_() for t in leaves]
+        out = partial_nonlocal(*leaves, mask, least_mass=1e-12, backend=backend)
+        grads = torch.autograd.grad(out.square().sum(), leaves)
+        results.append([t.detach().cpu() for t in (out, *grads)])
+    for fast, slow, truth in zip(*results, strict=True):
+        assert_as_accurate(fast, slow, truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -244,21 +289,24 @@ def test_gathering_leaves_out_damaged_keys_and_undamaged_queries(
 
 
 # rows of a transposed map and unequal depths are what torch's fused kernels do not take
+@pytest.mark.parametrize("backend", ["sdpa", "chunked"])
 @pytest.mark.parametrize("kind", ["binary, equal depths", "grey, unequal depths"])
 def test_no_matrix_of_all_pairs_forward_or_backward(
-    kind: str, peak_extra_bytes: Callable[[str, str], int]
+    kind: str, backend: str, peak_extra_bytes: Callable[[str, str], int]
 ) -> None:
     n_cells = 16384
     is_grey = kind.startswith("grey")
     extra = peak_extra_bytes(
-        "from oldrestore.ops import partial_nonlocal\n"
+        "import importlib; module = importlib.import_module('oldrestore.ops.partial_nonlocal')\n"
+        "partial_nonlocal, module.CHUNK_LOGITS = module.partial_nonlocal, 2**20\n"
         f"maps = [torch.rand(1, depth, {n_cells}) for depth in (32, 32, {24 if is_grey else 32})]\n"
         "rows = [m.requires_grad_().transpose(1, 2) for m in maps]\n"
         f"mask = (torch.rand(1, {n_cells}) - 0.9).clamp(min=0) * 10\n"
         + ("" if is_grey else "mask = mask.ceil()\n"),
-        "out = partial_nonlocal(*rows, mask, backend='sdpa')\ntorch.autograd.grad(out.sum(), maps)",
+        f"out = partial_nonlocal(*rows, mask, backend='{backend}')\n"
+        "torch.autograd.grad(out.sum(), maps)",
     )
-    assert extra < n_cells**2 * 4 / 8
+    assert extra < n_cells**2 * 4 / (8 if backend == "sdpa" else 5)
 
 
 @pytest.mark.parametrize("logits", SDPA_PATHS.values(), ids=SDPA_PATHS)
