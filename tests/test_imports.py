@@ -12,13 +12,14 @@ import oldrestore
 
 PACKAGE = Path(oldrestore.__file__).parent
 NETWORKS = {"mask", "tone", "vae", "mapping"}
-LEAVES = {"checkpoint", "fill", "image", "perceptual", "photo_file"}
+LEAVES = {"checkpoint", "fill", "grain", "image", "perceptual", "photo_file"}
 BELOW_TRAINING = {"ops", "device", "layers", "config", "degradation", *NETWORKS, *LEAVES}
 
 # What each part of the package may import of the package. A part not named here fails the test.
 ALLOWED = {
     "checkpoint": set(),
     "fill": set(),
+    "grain": set(),
     "perceptual": set(),
     "photo_file": set(),
     "image": {"photo_file"},
@@ -30,15 +31,17 @@ ALLOWED = {
     "vae": {"ops", "layers"},
     "mapping": {"ops", "layers"},
     "config": {"checkpoint", *NETWORKS},
+    "restraint": {"config", "grain"},
     "published": {"checkpoint", "config", "layers", *NETWORKS},
-    "pipeline": {"ops", "device", "layers", "config", *NETWORKS, *LEAVES} - {"perceptual"},
+    "pipeline": {"ops", "device", "layers", "config", "restraint", *NETWORKS, *LEAVES}
+    - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
-    "evaluate": {"pipeline", "degradation", *LEAVES},
+    "evaluate": {"config", "pipeline", "restraint", "degradation", *LEAVES},
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "jobs", "pipeline", "evaluate", "train", "published", *BELOW_TRAINING},
+    "cli": {"", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
     "__main__": {"cli"},
-    "": {"pipeline", "image"},
+    "": {"pipeline", "image", "restraint"},
 }
 HEAVY = (
     "cv2",

@@ -17,6 +17,7 @@ from oldrestore.image import decode
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
 from oldrestore.photo_file import save
 from oldrestore.pipeline import Restorer
+from oldrestore.restraint import OutsideMask
 
 COMPARE_ENDING = "-compare.jpg"
 UINT16_TO_UINT8 = 257
@@ -66,6 +67,8 @@ def restore(
     compare: Flag = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     threshold: float | None = None,
+    denoise: float | None = None,
+    outside_mask: OutsideMask = "restore",
     strength: float = 1.0,
     tone: float | None = None,
     engine: Engine = Engine(),
@@ -81,12 +84,19 @@ def restore(
         compare: Write a picture of before and after beside each result.
         as_json: Print one line of JSON for each photo.
         threshold: Of the scratch detector, 0 (all is damage) to 1 (nothing is).
+        denoise: How much of the mending outside holes is taken: 0 (the photo's own grain and noise
+            stay) to 1 (all of it); 0.75 if not given.
+        outside_mask: "keep" changes nothing but the holes, and gives them the grain around them.
         strength: 0 (the photo as it is) to 1 (all of the restoration).
         tone: How much of a fading found is undone, 0 to 1; 0 keeps the colours.
         engine: What runs the networks.
     """
     if no_mask and (mask or save_mask):
         raise UsageError("--no-mask: expected neither --mask nor --save-mask with it")
+    if no_mask and outside_mask == "keep":
+        raise UsageError(
+            "--outside-mask keep: expected no --no-mask, which leaves no holes to fill"
+        )
     sources = find_photos(photos, output)
     results = targets(sources, photos, output)
     comparisons = [path.with_name(path.stem + COMPARE_ENDING) for path in results]
@@ -98,7 +108,13 @@ def restore(
         source = sources[index]
         asked = mask_of(source, mask) if mask else None if no_mask else "auto"
         restoration = restorer.restore(
-            source.path, mask=asked, threshold=threshold, strength=strength, tone=tone
+            source.path,
+            mask=asked,
+            threshold=threshold,
+            denoise=denoise,
+            outside_mask=outside_mask,
+            strength=strength,
+            tone=tone,
         )
         damaged = None if restoration.mask is None else np.asarray(restoration.mask)
         written = {"output": (results[index], restoration.image)}

@@ -194,8 +194,8 @@ def main(
         backbone: weights of VGG-19 or MobileNetV2, for a perceptual distance.
         textures: folder of scans of real damage (grey PNG, white = damage) to draw from too.
         limit: only so many photos, spread evenly over the folder.
-        rows: only these: input, fill, telea-nlm, telea-nlm-autocontrast, ours, ours-detected,
-            ours-local, ours-default.
+        rows: only these: input, fill, telea-nlm, telea-nlm-autocontrast, ours, ours-whole,
+            ours-holes, ours-detected, ours-local, ours-default.
         columns: only these: not-faded, faded-kept, faded-restored, holes, nearly-clean, clean.
         output: a JSON file for the table, every photo's scores and the versions used.
         threads: of the networks and of OpenCV; all cores if not given.

@@ -9,10 +9,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from oldrestore.config import DENOISE
 from oldrestore.evaluate.samples import Pixels, Sample
 from oldrestore.fill import fill_holes
 from oldrestore.image import decode, encode
 from oldrestore.pipeline import Restorer
+from oldrestore.restraint import hold_back
 
 ROWS = {
     "input": "degraded input",
@@ -20,6 +22,8 @@ ROWS = {
     "telea-nlm": "Telea + non-local means",
     "telea-nlm-autocontrast": "Telea + non-local means + auto-contrast",
     "ours": "ours, true mask",
+    "ours-whole": "ours, true mask, `denoise=1`",
+    "ours-holes": 'ours, true mask, `outside_mask="keep"`',
     "ours-detected": "ours, detected mask",
     "ours-local": "ours, true mask, no nonlocal block",
     "ours-default": "ours as `restore(photo)`: detected mask, default tone",
@@ -34,12 +38,13 @@ class Output:
     """What a method makes of a sample.
 
     kept: the restored picture, in the tone of the input.
-    undo_fading: gives it in the tone it had before fading, if the method knows how.
+    undo_fading: gives it in the tone it had before fading, if the method knows how; takes how much
+        of the fading to undo, all if nothing is given.
     seconds: what ``kept`` took.
     """
 
     kept: Pixels
-    undo_fading: Callable[[], Pixels]
+    undo_fading: Callable[..., Pixels]
     seconds: float
 
 
@@ -69,6 +74,8 @@ def make_methods(rows: Sequence[str], restorer: Restorer | None) -> dict[str, Me
         network = _Ours(restorer)
         ours = {
             "ours": network.with_true_mask,
+            "ours-whole": network.with_all_change,
+            "ours-holes": network.of_holes_alone,
             "ours-detected": network.with_detected_mask,
             "ours-local": network.without_nonlocal,
             "ours-default": network.by_default,
@@ -90,7 +97,7 @@ def _tone_blind(restore: Callable[[Sample], Pixels]) -> Method:
     def method(sample: Sample) -> Output:
         start = time.perf_counter()
         kept = restore(sample)
-        return Output(kept, lambda: kept, time.perf_counter() - start)
+        return Output(kept, lambda _=1.0: kept, time.perf_counter() - start)
 
     return method
 
@@ -149,8 +156,9 @@ def _stretched(method: Method) -> Method:
 
 @dataclass(frozen=True)
 class _Translation:
-    """filled: what the networks saw. image: what they gave. seconds: what both took."""
+    """mask: of holes. filled: what the networks saw. image: what they gave. seconds: of both."""
 
+    mask: Tensor
     filled: Tensor
     image: Tensor
     seconds: float
@@ -167,35 +175,56 @@ class _Ours:
     def with_true_mask(self, sample: Sample) -> Output:
         return self._output(sample, self._translate(sample, _mask_tensor(sample)))
 
+    def with_all_change(self, sample: Sample) -> Output:
+        return self._output(sample, self._translate(sample, _mask_tensor(sample)), denoise=1.0)
+
+    def of_holes_alone(self, sample: Sample) -> Output:
+        found = self._translate(sample, _mask_tensor(sample))
+        output = self._output(sample, found, denoise=0.0)
+        return replace(output, undo_fading=lambda _=1.0: output.kept)
+
     def without_nonlocal(self, sample: Sample) -> Output:
         mask = _mask_tensor(sample)
         return self._output(sample, self._translate(sample, mask, use_nonlocal=False))
 
     def with_detected_mask(self, sample: Sample) -> Output:
         mask, seconds = self._detect(sample)
-        return self._output(sample, self._translate(sample, mask), seconds)
+        return self._output(sample, self._translate(sample, mask), seconds=seconds)
 
     def by_default(self, sample: Sample) -> Output:
         """As ``Restorer.restore`` does without options."""
         mask, seconds = self._detect(sample)
-        found = self._translate(sample, mask)
+        output = self._output(sample, self._translate(sample, mask), seconds=seconds)
         start = time.perf_counter()
-        pixels = self._undo_fading(sample, found, self._restorer.config.defaults.tone_strength)
-        seconds += found.seconds + time.perf_counter() - start
-        return Output(pixels, lambda: pixels, seconds)
+        pixels = output.undo_fading(self._restorer.config.defaults.tone_strength)
+        return Output(pixels, lambda _=1.0: pixels, output.seconds + time.perf_counter() - start)
 
-    def _output(self, sample: Sample, found: _Translation, seconds: float = 0.0) -> Output:
+    def _output(
+        self,
+        sample: Sample,
+        found: _Translation,
+        *,
+        denoise: float | None = None,
+        seconds: float = 0.0,
+    ) -> Output:
         start = time.perf_counter()
-        kept: Pixels = encode(decode(sample.degraded), found.image)
+        restorer = self._restorer
+        denoise = DENOISE[restorer.config.preset] if denoise is None else denoise
+        photo = decode(sample.degraded)
+        image = photo.image.to(restorer.device)
+        restored = hold_back(image, found.image, found.mask, denoise)
+        kept: Pixels = encode(photo, restored)
         seconds += found.seconds + time.perf_counter() - start
-        return Output(kept, lambda: self._undo_fading(sample, found, 1.0), seconds)
 
-    def _undo_fading(self, sample: Sample, found: _Translation, strength: float) -> Pixels:
-        image = found.image
-        if strength > 0 and self._restorer.tone_head is not None:
-            image, _ = self._restorer.undo_fading(image, found.filled, strength)
-        pixels: Pixels = encode(decode(sample.degraded), image)
-        return pixels
+        def undo_fading(strength: float = 1.0) -> Pixels:
+            if strength == 0 or restorer.tone_head is None:
+                return kept
+            pixels: Pixels = encode(
+                photo, restorer.undo_fading(restored, found.filled, strength)[0]
+            )
+            return pixels
+
+        return Output(kept, undo_fading, seconds)
 
     def _detect(self, sample: Sample) -> tuple[Tensor, float]:
         start = time.perf_counter()
@@ -219,7 +248,7 @@ class _Ours:
             mask = mask.to(self._restorer.device)
             filled = self._restorer.fill(image, mask)
             restored = self._restorer.translate(filled, mask, use_nonlocal=use_nonlocal)
-            self._known[key] = _Translation(filled, restored, time.perf_counter() - start)
+            self._known[key] = _Translation(mask, filled, restored, time.perf_counter() - start)
         return self._known[key]
 
 
