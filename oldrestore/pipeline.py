@@ -300,19 +300,23 @@ class Restorer:
         damage = self.detect_tensor(decoded.image, fraction("threshold", threshold))
         return encode_mask(decoded, damage)
 
-    @torch.inference_mode()
     def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
-        """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated; photo by photo."""
+        """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated."""
+        mask = (self.damage_probability(image) > threshold).float()
+        radius = self.config.defaults.dilation_px
+        return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+
+    @torch.inference_mode()
+    def damage_probability(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> probability of damage (B, 1, H, W); photo by photo."""
         if self.detector is None:
             raise ValueError("mask: these weights have no scratch detector; give a mask, or none")
-        masks = []
+        found = []
         for index in range(len(image)):
-            one = image[index, None].to(self.device)
-            padded = _pad(one, self.detector.config.align_px).to(self.dtype)
-            probability = self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]]
-            masks.append((probability > threshold).float())
-        radius = self.config.defaults.dilation_px
-        return F.max_pool2d(torch.cat(masks), 2 * radius + 1, stride=1, padding=radius)
+            one = image[index, None]
+            padded = _pad(one.to(self.device), self.detector.config.align_px).to(self.dtype)
+            found.append(self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]])
+        return torch.cat(found)
 
     def restore_tensor(self, image: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
         """Fill the holes and translate; tone is kept.

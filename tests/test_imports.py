@@ -37,7 +37,16 @@ ALLOWED = {
     - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
-    "evaluate": {"config", "pipeline", "restraint", "degradation", *LEAVES},
+    "evaluate": {
+        "layers",
+        "config",
+        "pipeline",
+        "restraint",
+        "degradation",
+        "train",
+        "vae",
+        *LEAVES,
+    },
     "train": {"pipeline", *BELOW_TRAINING},
     "cli": {"", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
     "__main__": {"cli"},
