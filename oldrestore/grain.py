@@ -4,7 +4,7 @@ A hole that is filled without grain is a smooth patch in a grainy photo. The gra
 of Gaussian noise with the deviation, the spatial correlation and the colour of what lies around.
 The noise at a pixel is a function of its place alone, and all is computed in NumPy, in one order:
 the same photo and mask give the same bits, whatever the threads, and a part of the field is the
-field of the part.
+field of the part. How strong it is goes by place and by brightness.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,12 @@ QUIET_SHARE = 0.25
 LEAST_BLOCKS = 4  # fewer around a hole say too little: then the whole photo speaks
 REACH_PX = 3  # of the psf; that of grain as coarse as 1.2 px (deviation) has 98 % within
 CELL_PX = 64  # the field is drawn in cells of this side
-FLAT_VARIANCE = 1e-9  # of [-1, 1]: a block of one value is burnt out or painted, and has no grain
+BRIGHTNESS_STEP = 0.25  # of [-1, 1], at which the strength of grain is told apart
+BRIGHTNESS: Array = np.arange(-1, 1 + BRIGHTNESS_STEP, BRIGHTNESS_STEP, dtype=np.float32)
+FULL_SCALE = 255.0
+# of [-1, 1]: a block of one value is burnt out or painted; it tells how strong the grain is at its
+# brightness, but not what the grain is like
+FLAT_VARIANCE = 1e-9
 
 # the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a counter -> 64 mixed bits
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -37,11 +42,13 @@ _UNIFORMS = 4  # pieces of 16 bits, whose sum is nearly Gaussian
 class Grain:
     """The grain of a photo, in units of the [-1, 1] image range.
 
-    level: (H / 16, W / 16), rounded up: deviation around each block that a hole touches.
+    curve: (9,), deviation at brightness -1, -0.75 ... 1: white paper has little, shadows more.
+    level: (H / 16, W / 16), rounded up: how many times that, around blocks that a hole touches.
     psf: (7, 7), what white noise is filtered with; of unit energy.
     colours: (3, 3), channels of the grain from three independent ones; of mean energy 1.
     """
 
+    curve: Array
     level: Array
     psf: Array
     colours: Array
@@ -51,7 +58,8 @@ def measure_grain(image: Tensor, mask: Tensor) -> Grain:
     """Measure grain in the neighbourhood of holes.
 
     Blocks of 16 px lose their mean and slope; what remains in the quietest quarter of the blocks
-    within 64 px of a hole is taken for grain.
+    within 64 px of a hole is taken for grain. How strong it is elsewhere is told by its finest
+    diagonal detail, block by block and by brightness.
 
     Args:
         image: (1, 3, H, W) in [-1, 1].
@@ -66,26 +74,36 @@ def measure_grain(image: Tensor, mask: Tensor) -> Grain:
     share = intact.mean(axis=(2, 3, 4))
     is_near = _widened(holed, NEIGHBOURHOOD_BLOCKS) & (share >= LEAST_INTACT)
     at = np.nonzero(is_near)
-    noise = _without_slope(_blocks(image[0].cpu().numpy())[at], intact[at])
+    blocks = _blocks(image[0].cpu().numpy())[at]
+    noise = _without_slope(blocks, intact[at])
     variance = np.square(noise).mean(axis=(1, 2, 3)) / share[at]
-    varies = variance > FLAT_VARIANCE
-    noise, variance = noise[varies], variance[varies]
     level = np.zeros(holed.shape, np.float32)
-    if not len(noise):
-        return Grain(level, _psf_of(noise[:, 0]), np.eye(3, dtype=np.float32))
+    varies = variance > FLAT_VARIANCE
+    if not varies.any():
+        colours = np.eye(3, dtype=np.float32)
+        return Grain(np.zeros_like(BRIGHTNESS), level, _psf_of(noise[:0, 0]), colours)
+    quiet = varies & (variance <= np.quantile(variance[varies], QUIET_SHARE))
+    # texture and edges hardly show in the finest diagonals: they tell how strong the grain is, and
+    # the quiet blocks how much of it they hold
+    fine = _diagonal_variance(noise, intact[at])
+    variance = fine * (variance[quiet].sum() / fine[quiet].sum().clip(min=FLAT_VARIANCE))
+    brightness = (blocks * intact[at]).mean(axis=(1, 2, 3)) / share[at]
+    curve = _curve_of(variance, brightness)
+    expected = np.interp(brightness, BRIGHTNESS, curve) ** 2
     known = np.full(holed.shape, np.nan, np.float32)
-    known[at[0][varies], at[1][varies]] = variance
+    known[at] = np.where(varies, variance / expected.clip(min=FLAT_VARIANCE), np.nan)
     for row, column in zip(*np.nonzero(_widened(holed, 1)), strict=True):
         level[row, column] = _quiet_level(known, int(row), int(column))
-    quiet = noise[variance <= np.quantile(variance, QUIET_SHARE)]
-    return Grain(level, _psf_of(quiet.mean(axis=1)), _colours_of(quiet))
+    return Grain(curve, level, _psf_of(noise[quiet].mean(axis=1)), _colours_of(noise[quiet]))
 
 
-def draw_grain(grain: Grain, mask: Tensor) -> Tensor:
+def draw_grain(grain: Grain, filled: Tensor, mask: Tensor) -> Tensor:
     """Noise like the grain, where the mask is.
 
     Args:
-        grain: of the photo that ``mask`` belongs to.
+        grain: of the photo that the others belong to.
+        filled: (1, 3, H, W) in [-1, 1], its holes filled; its brightness, as 8 bits hold it, says
+            how strong the grain is.
         mask: (1, 1, H, W) of 0 and 1.
 
     Returns:
@@ -94,6 +112,8 @@ def draw_grain(grain: Grain, mask: Tensor) -> Tensor:
     """
     holes = mask[0, 0].cpu().numpy() > 0
     height, width = holes.shape
+    levels_of_8_bits = ((filled[0].mean(dim=0) + 1) * (FULL_SCALE / 2)).round().cpu().numpy()
+    brightness = levels_of_8_bits / (FULL_SCALE / 2) - 1
     drawn = np.zeros((3, height, width), np.float32)
     for top in range(0, height, CELL_PX):
         for left in range(0, width, CELL_PX):
@@ -101,6 +121,7 @@ def draw_grain(grain: Grain, mask: Tensor) -> Tensor:
             if not holes[cell].any():
                 continue
             level = _level_at(grain.level, top, left, holes[cell].shape)
+            level = level * np.interp(brightness[cell], BRIGHTNESS, grain.curve).astype(np.float32)
             field = grain_field(grain, top, left, holes[cell].shape)
             drawn[:, cell[0], cell[1]] = field * (level * holes[cell])
     return torch.from_numpy(drawn)[None].to(mask.device)
@@ -167,6 +188,35 @@ def _without_slope(blocks: Array, intact: Array) -> Array:
     fitted = np.einsum("nic,ihw->nchw", np.linalg.solve(gram, moments), planes)
     noise: Array = (blocks - fitted) * intact
     return noise
+
+
+def _diagonal_variance(noise: Array, intact: Array) -> Array:
+    """Of the finest diagonal Haar coefficients of blocks (n, C, 16, 16): (n,), where intact."""
+
+    def diagonal(x: Array, sign: int) -> Array:
+        upper, lower = x[:, :, ::2], x[:, :, 1::2]
+        return upper[..., ::2] + sign * (upper[..., 1::2] + lower[..., ::2]) + lower[..., 1::2]
+
+    whole = diagonal(intact, 1) == 4
+    size = (np.abs(diagonal(noise, -1)) / 2 * whole).mean(axis=(1, 2, 3))
+    share = whole.mean(axis=(1, 2, 3))
+    # mean |x| of a normal x is its deviation times the root of 2 / pi
+    variance: Array = np.square(size / share.clip(min=LEAST_INTACT / 2)) * (np.pi / 2)
+    return variance.astype(np.float32)
+
+
+def _curve_of(variance: Array, brightness: Array) -> Array:
+    """Deviation by brightness (9,): of the quiet blocks near each, where there are enough."""
+    found = np.full(len(BRIGHTNESS), np.nan)
+    for place, middle in enumerate(BRIGHTNESS):
+        near = variance[np.abs(brightness - middle) <= BRIGHTNESS_STEP]
+        if len(near) >= LEAST_BLOCKS:
+            found[place] = np.sqrt(np.quantile(near, QUIET_SHARE))
+    if np.isnan(found).all():
+        found[:] = np.sqrt(np.quantile(variance, QUIET_SHARE))
+    known = ~np.isnan(found)
+    curve: Array = np.interp(BRIGHTNESS, BRIGHTNESS[known], found[known]).astype(np.float32)
+    return curve
 
 
 def _quiet_level(variance: Array, row: int, column: int) -> float:

@@ -77,7 +77,7 @@ def hold_back(image: Tensor, restored: Tensor, mask: Tensor, denoise: float) -> 
     outside = image.lerp(restored, denoise)
     if not (mask > 0).any():
         return outside
-    grain = draw_grain(measure_grain(image, mask), mask)
+    grain = draw_grain(measure_grain(image, mask), restored, mask)
     inside = (restored + (1 - denoise) * grain).clamp(-1, 1)
     return torch.where(mask > 0, inside, outside)
 

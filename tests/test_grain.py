@@ -38,7 +38,7 @@ def correlation(noise: np.ndarray, lag: int) -> float:
 @pytest.mark.parametrize("sigma", [0.03, 0.1])
 def test_grain_is_drawn_as_it_was_measured(sigma: float, size_px: float) -> None:
     photo, mask = grainy(sigma, size_px), hole()
-    drawn = draw_grain(measure_grain(photo, mask), mask)[0, 0, 60:130, 90:170].numpy()
+    drawn = draw_grain(measure_grain(photo, mask), shaded(), mask)[0, 0, 60:130, 90:170].numpy()
     there = (photo - shaded())[0, 0].numpy()
     # the blocks taken are the quietest ones: a little less, never more
     assert 0.8 * there.std() < drawn.std() < 1.05 * there.std()
@@ -50,7 +50,7 @@ def test_what_lies_in_holes_does_not_count() -> None:
     photo, mask = grainy(0.05, 0.5), hole()
     painted = torch.where(mask > 0, torch.rand(photo.shape), photo)
     first, second = measure_grain(photo, mask), measure_grain(painted, mask)
-    for name in ("level", "psf", "colours"):
+    for name in ("curve", "level", "psf", "colours"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
 
 
@@ -59,9 +59,22 @@ def test_the_level_is_that_of_the_surroundings() -> None:
     photo = torch.cat([calm[..., : WIDTH // 2], rough[..., WIDTH // 2 :]], dim=3)
     mask = torch.zeros(1, 1, HEIGHT, WIDTH)
     mask[..., 80:110, 20:50] = mask[..., 80:110, 206:236] = 1
-    drawn = draw_grain(measure_grain(photo, mask), mask)[0, 0]
+    drawn = draw_grain(measure_grain(photo, mask), shaded(), mask)[0, 0]
     left, right = drawn[80:110, 20:50].std(), drawn[80:110, 206:236].std()
     assert 3 < right / left < 7  # five times
+
+
+def test_bright_holes_get_the_grain_of_bright_parts() -> None:
+    dark, bright = grainy(0.1, 0.4) - 0.3, 0.9 + 0.2 * (grainy(0.1, 0.4) - shaded())
+    photo = torch.cat([dark[..., : WIDTH // 2], bright[..., WIDTH // 2 :]], dim=3)
+    mask = torch.zeros(1, 1, HEIGHT, WIDTH)
+    middle = WIDTH // 2
+    mask[..., 80:110, middle - 30 : middle + 30] = 1
+    filled = torch.full_like(photo, 0.9)
+    filled[..., :middle] = -0.4
+    drawn = draw_grain(measure_grain(photo, mask), filled, mask)[0, 0, 80:110]
+    left, right = drawn[:, middle - 30 : middle].std(), drawn[:, middle : middle + 30].std()
+    assert 3 < left / right < 7  # five times
 
 
 def test_texture_is_not_taken_for_grain() -> None:
@@ -70,25 +83,25 @@ def test_texture_is_not_taken_for_grain() -> None:
     photo[..., : HEIGHT // 2, :] = grainy(0.02, 0.4)[..., : HEIGHT // 2, :]
     mask = torch.zeros(1, 1, HEIGHT, WIDTH)
     mask[..., 85:110, 90:170] = 1
-    drawn = draw_grain(measure_grain(photo, mask), mask)[0, 0, 85:110, 90:170]
+    drawn = draw_grain(measure_grain(photo, mask), shaded(), mask)[0, 0, 85:110, 90:170]
     assert 0.014 < drawn.std() < 0.022
 
 
 def test_grey_grain_is_grey_and_coloured_grain_coloured() -> None:
     mask = hole()
-    drawn = draw_grain(measure_grain(grainy(0.05, 0.4), mask), mask)[0]
+    drawn = draw_grain(measure_grain(grainy(0.05, 0.4), mask), shaded(), mask)[0]
     assert (drawn - drawn[:1]).abs().max() < 1e-6
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([0.02, 0.04, 0.08])[:, None, None]
     photo = shaded() + torch.randn(shaded().shape, generator=generator) * scales
-    drawn = draw_grain(measure_grain(photo, mask), mask)[0, :, 60:130, 90:170].flatten(1)
+    drawn = draw_grain(measure_grain(photo, mask), shaded(), mask)[0, :, 60:130, 90:170].flatten(1)
     assert drawn.std(dim=1).numpy() == pytest.approx([0.02, 0.04, 0.08], rel=0.15)
     assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.1
 
 
 def test_grain_lies_in_holes_alone() -> None:
     photo, mask = grainy(0.05, 0.4), hole()
-    drawn = draw_grain(measure_grain(photo, mask), mask)
+    drawn = draw_grain(measure_grain(photo, mask), shaded(), mask)
     assert (drawn[(mask == 0).expand_as(drawn)] == 0).all()
     assert (drawn[(mask > 0).expand_as(drawn)] != 0).float().mean() > 0.99
 
@@ -105,7 +118,7 @@ def test_threads_change_no_bit() -> None:
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(draw_grain(measure_grain(photo, mask), mask))
+        found.append(draw_grain(measure_grain(photo, mask), shaded(), mask))
     assert torch.equal(found[0], found[1])
 
 
@@ -117,10 +130,11 @@ def test_threads_change_no_bit() -> None:
 def test_photos_without_grain_are_given_none(photo: Tensor) -> None:
     mask = torch.zeros(1, 1, *photo.shape[2:])
     mask[..., 2:6, 2:6] = 1
-    assert draw_grain(measure_grain(photo, mask), mask).abs().max() < 1e-3
+    assert draw_grain(measure_grain(photo, mask), photo, mask).abs().max() < 1e-3
 
 
 def test_photos_that_are_all_hole_are_given_none() -> None:
     mask = torch.ones(1, 1, 40, 40)
-    drawn = draw_grain(measure_grain(torch.rand(1, 3, 40, 40), mask), mask)
+    photo = torch.rand(1, 3, 40, 40)
+    drawn = draw_grain(measure_grain(photo, mask), photo, mask)
     assert (drawn == 0).all()
