@@ -92,8 +92,8 @@ def measure_grain(image: Tensor, mask: Tensor) -> Grain:
     expected = np.interp(brightness, BRIGHTNESS, curve) ** 2
     known = np.full(holed.shape, np.nan, np.float32)
     known[at] = np.where(varies, variance / expected.clip(min=FLAT_VARIANCE), np.nan)
-    for row, column in zip(*np.nonzero(_widened(holed, 1)), strict=True):
-        level[row, column] = _quiet_level(known, int(row), int(column))
+    asked = _widened(holed, 1)
+    level[asked] = _quiet_levels(known)[asked]
     return Grain(curve, level, _psf_of(noise[quiet].mean(axis=1)), _colours_of(noise[quiet]))
 
 
@@ -219,15 +219,18 @@ def _curve_of(variance: Array, brightness: Array) -> Array:
     return curve
 
 
-def _quiet_level(variance: Array, row: int, column: int) -> float:
-    """Deviation in the quiet blocks around one; of all blocks if few around are known."""
+def _quiet_levels(variance: Array) -> Array:
+    """Deviation in the quiet blocks around each; of all if few around are known (not NaN)."""
     reach = NEIGHBOURHOOD_BLOCKS
-    rows, columns = (slice(max(0, at - reach), at + reach + 1) for at in (row, column))
-    around = variance[rows, columns]
-    known = around[~np.isnan(around)]
-    if len(known) < LEAST_BLOCKS:
-        known = variance[~np.isnan(variance)]
-    return float(np.sqrt(np.quantile(known, QUIET_SHARE)))
+    padded = np.pad(variance, reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1,) * 2)
+    around = np.sort(windows.reshape(*variance.shape, -1), axis=2)  # NaN comes last
+    known = (~np.isnan(around)).sum(axis=2)
+    place = (QUIET_SHARE * (known - 1).clip(min=0)).round().astype(np.intp)
+    quiet = np.take_along_axis(around, place[:, :, None], axis=2)[:, :, 0]
+    everywhere = np.nanquantile(variance, QUIET_SHARE)
+    levels: Array = np.sqrt(np.where(known < LEAST_BLOCKS, everywhere, quiet))
+    return levels
 
 
 def _psf_of(noise: Array) -> Array:
