@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -208,7 +209,7 @@ def _real_esrgan(weights: Path | None) -> Callable[[Pixels], Pixels]:
         raise _missing("spandrel", "real-esrgan", "'oldrestore[rivals]'") from error
     try:
         network = spandrel.ModelLoader(torch.device("cpu")).load_from_file(weights).eval()
-    except (spandrel.UnsupportedModelError, RuntimeError, EOFError, KeyError) as error:
+    except (spandrel.UnsupportedModelError, UnpicklingError, RuntimeError, ValueError) as error:
         raise ValueError(f"{weights}: not a network that spandrel knows: {error}") from error
 
     @torch.inference_mode()

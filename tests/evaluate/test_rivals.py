@@ -1,6 +1,7 @@
 """Rivals from optional packages, and what is said where those are not there."""
 
 import importlib.machinery
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_real_esrgan_is_enlarged_and_shrunk_back(
             asked.append(device)
 
         def load_from_file(self, path: Path) -> nn.Module:
+            if path.name == "broken.pth":
+                raise pickle.UnpicklingError("invalid load key")
             asked.append(path)
             return nn.Upsample(scale_factor=4, mode="nearest")
 
@@ -141,6 +144,8 @@ def test_real_esrgan_is_enlarged_and_shrunk_back(
     damaged = sample(clean_folder)
     assert np.array_equal(method(damaged).kept, telea(damaged))
     assert asked == [torch.device("cpu"), weights]
+    with pytest.raises(ValueError, match=r"broken\.pth: not a network that spandrel knows"):
+        make_methods(["real-esrgan"], None, real_esrgan=tmp_path / "broken.pth")
 
 
 @pytest.mark.parametrize(
