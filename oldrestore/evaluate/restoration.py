@@ -16,7 +16,7 @@ from oldrestore.degradation import TextureSet
 from oldrestore.evaluate.methods import default_rows, make_methods
 from oldrestore.evaluate.photos import numbered_photos, progress
 from oldrestore.evaluate.results import Results, Timing
-from oldrestore.evaluate.rivals import Method, best_ffdnet_sigma
+from oldrestore.evaluate.rivals import FIXED_SIGMA_ROWS, Method, best_ffdnet_sigma
 from oldrestore.evaluate.samples import (
     COLUMNS,
     INPUTS,
@@ -87,7 +87,7 @@ def evaluate(
         raise ValueError(f"columns: expected some of {', '.join(COLUMNS)}, got {unknown[0]!r}")
     paths = numbered_photos(clean, limit)
     sigma = None
-    if any(row.startswith("telea-ffdnet") for row in rows):
+    if set(rows) & FIXED_SIGMA_ROWS:
         sigma = best_ffdnet_sigma(_for_calibration(paths, seed, textures))
     methods = make_methods(
         rows, restorer, others=others, ffdnet_sigma=sigma, real_esrgan=real_esrgan

@@ -25,6 +25,7 @@ TELEA_RADIUS_PX = 3
 NON_LOCAL_MEANS_H = 6.0  # strength for luma and chroma; windows are OpenCV's 7 and 21 px
 AUTOCONTRAST_CUTOFF = 0.5  # per cent of pixels ignored at each end
 FFDNET_SIGMAS = (5.0, 10.0, 15.0, 20.0, 25.0, 35.0)  # tried for the best fixed one, of 255
+FIXED_SIGMA_ROWS = {"telea-ffdnet", "telea-ffdnet-autocontrast"}  # for which one is chosen
 CALIBRATION_PX = 256  # side of what each photo gives to that choice
 MAD_PER_SIGMA = 0.6745  # median of |x| of a standard normal x
 
@@ -80,7 +81,8 @@ def make_rivals(
 
         def at_fixed(sample: Sample) -> Pixels:
             if ffdnet_sigma is None:
-                raise ValueError("ffdnet_sigma: the rows telea-ffdnet need one, got None")
+                expected = " and ".join(sorted(FIXED_SIGMA_ROWS))
+                raise ValueError(f"ffdnet_sigma: the rows {expected} need one, got None")
             return ffdnet.denoise(telea(sample), ffdnet_sigma)
 
         def at_estimated(sample: Sample) -> Pixels:
