@@ -9,6 +9,7 @@ import torch
 
 from oldrestore.image import PhotoLike
 from oldrestore.pipeline import MaskLike, Restoration, Restorer
+from oldrestore.restraint import OutsideMask
 
 __version__ = "0.1.0"
 __all__ = ["Restoration", "Restorer", "__version__", "detect_scratches", "restore"]
@@ -21,6 +22,8 @@ def restore(
     weights: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    denoise: float | None = None,
+    outside_mask: OutsideMask = "restore",
     strength: float = 1.0,
     tone: float | None = None,
 ) -> Any:
@@ -33,6 +36,9 @@ def restore(
             1 or 255 = damaged.
         weights: a weights file; None: the one shipped.
         device, dtype: see ``Restorer``.
+        denoise: how much of what the networks change outside holes is taken, 0 (the photo's own
+            grain and noise) to 1 (their whole result); None: 0.75.
+        outside_mask: "keep" changes nothing but the holes, and gives them the grain around them.
         strength: 0 (unchanged) to 1.
         tone: how much of a fading found is undone, 0 to 1; None: as the weights file says.
 
@@ -43,7 +49,14 @@ def restore(
         ValueError, TypeError: a photo, mask or number that cannot be used; the message says why.
     """
     restorer = _restorer(_text(weights), device, dtype)
-    result = restorer.restore(photo, mask=mask, strength=strength, tone=tone)
+    result = restorer.restore(
+        photo,
+        mask=mask,
+        denoise=denoise,
+        outside_mask=outside_mask,
+        strength=strength,
+        tone=tone,
+    )
     return [one.image for one in result] if isinstance(result, list) else result.image
 
 

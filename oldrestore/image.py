@@ -113,12 +113,13 @@ def decode(photo: PhotoLike) -> Photo:
     return Photo(photo, pixels)
 
 
-def encode(photo: Photo, image: Tensor) -> Any:
+def encode(photo: Photo, image: Tensor, changed: Tensor | None = None) -> Any:
     """Give ``image`` back as the kind of photo that came in, with its alpha; grey stays grey.
 
     Args:
         photo: what ``decode`` gave.
         image: (B, 3, H, W) floating point; clamped to [-1, 1].
+        changed: (B, 1, H, W); where it is 0, the photo's own values are given, to the bit.
     """
     value = ((image.float() + 1) / 2).clamp(0, 1)
     channels = photo.pixels.shape[1]
@@ -128,6 +129,9 @@ def encode(photo: Photo, image: Tensor) -> Any:
     scale = FULL_SCALE.get(photo.pixels.dtype)
     value = (value * scale).round() if scale else value
     pixels = value.to(photo.pixels.dtype)
+    if changed is not None:
+        own = photo.pixels[:, : pixels.shape[1]].to(pixels.device)
+        pixels = torch.where(changed.to(pixels.device) > 0, pixels, own)
     if channels in (2, 4):
         pixels = torch.cat([pixels, photo.pixels[:, -1:].to(pixels.device)], dim=1)
     return _like(photo.original, pixels)

@@ -1,10 +1,12 @@
 """Restorer: the whole way of a photo, top to bottom.
 
-    photo -> image -> mask -> fill -> old encoder -> mapping -> clean decoder -> tone -> photo
+    photo -> image -> mask -> fill -> old encoder -> mapping -> clean decoder -> restraint -> tone
+    -> photo
 
 The triplet domain translation of Wan et al., CVPR 2020 (arXiv:2004.09484). The `compact` networks
-work at the photo's own resolution; tone is a step of its own, estimated once from a small copy. The
-`paper` networks are the published ones: holes are painted white and there is no tone step.
+work at the photo's own resolution; how much of their change is taken is the user's to say; tone is
+a step of its own, estimated once from a small copy. The `paper` networks are the published ones:
+holes are painted white and there is no tone step.
 """
 
 import dataclasses
@@ -23,36 +25,21 @@ from oldrestore.checkpoint import load_strictly, read_checkpoint, write_checkpoi
 from oldrestore.config import CompactConfig, PaperConfig, RestorerConfig, restorer_config
 from oldrestore.device import Graphs, choose_device, choose_dtype, memory_format
 from oldrestore.fill import fill_holes, paint_white
-from oldrestore.image import PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
+from oldrestore.image import Photo, PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
 from oldrestore.layers import choose_backend
 from oldrestore.mapping import make_mapping
 from oldrestore.mask import make_detector
 from oldrestore.ops import freed_memory_kept
-from oldrestore.tone import ToneHead, apply_tone, is_toned, thumbnail
+from oldrestore.restraint import OutsideMask, Wishes, fraction, hold_back, read_wishes
+from oldrestore.tone import AppliedTone, ToneHead, undo_fading
 from oldrestore.vae import VAE, make_decoder, make_encoder
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 
 VAES = ("vae_old", "vae_clean")
+FILLS_NO_HOLES = 'these weights (variant "quality") fill no holes, use weights of another variant'
 
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
-
-
-@dataclass(frozen=True)
-class AppliedTone:
-    """The tone curve of one photo; see ``tone.ToneCurve`` for the equation.
-
-    strength: how much of it was applied; 0 if the photo is not taken for faded.
-    faded: probability that the photo is faded.
-    black, white, gamma: per channel. saturation: of the whole.
-    """
-
-    strength: float
-    faded: float
-    black: tuple[float, ...]
-    white: tuple[float, ...]
-    gamma: tuple[float, ...]
-    saturation: float
 
 
 @dataclass(frozen=True)
@@ -207,8 +194,10 @@ class Restorer:
         *,
         mask: MaskLike | Sequence[MaskLike] = "auto",
         threshold: float | None = None,
-        strength: float = 1.0,
+        denoise: float | None = None,
+        outside_mask: OutsideMask = "restore",
         tone: float | None = None,
+        strength: float = 1.0,
     ) -> Any:
         """Restore a photo, a batch of them in one tensor, or a list of photos of any kinds.
 
@@ -218,8 +207,15 @@ class Restorer:
                 damaged, grain and blur are still mended; or the user's own, see
                 ``image.decode_mask``. A list for a list.
             threshold: of the detector, 0 to 1. None: the weights file's.
-            strength: 0 (the photo as it came, to the bit) to 1 (all of the restoration).
+            denoise: how much of what the networks change outside holes is taken, 0 to 1:
+                ``photo + denoise * (restored - photo)``. 0 leaves the photo's own grain and noise,
+                and values to the bit where no fading is undone; 1 takes the networks' whole result.
+                Holes are filled whole, with 1 - ``denoise`` of the grain around them. None: 0.75;
+                1 with the published networks.
+            outside_mask: "keep" changes nothing but the holes, to the bit, and gives them the grain
+                of their surroundings: as ``denoise=0, tone=0``.
             tone: how much of a fading found is undone, 0 to 1. None: the weights file's.
+            strength: 0 (the photo as it came, to the bit) to 1 (all of the restoration).
 
         Returns:
             Restoration; a list of them for a list. Each photo is worked on by itself: what else is
@@ -227,59 +223,73 @@ class Restorer:
 
         Raises:
             ValueError: a photo or mask that cannot be used (``PhotoError``), a number out of range,
-                a mask, detector or tone that these weights do not have.
+                a mask, detector or tone that these weights do not have, or ``outside_mask="keep"``
+                with a ``denoise`` or ``tone`` above 0, or with weights that fill no holes.
             TypeError: a photo or a mask of an unknown kind.
         """
-        defaults = self.config.defaults
-        threshold = _fraction("threshold", defaults.threshold if threshold is None else threshold)
-        tone = _fraction("tone", defaults.tone_strength if tone is None else tone)
-        if tone > 0 and self.tone_head is None:
+        wishes = read_wishes(
+            self.config,
+            threshold=threshold,
+            denoise=denoise,
+            outside_mask=outside_mask,
+            tone=tone,
+            strength=strength,
+        )
+        if outside_mask == "keep" and not self.mapping.uses_mask:
+            raise ValueError(f'outside_mask: expected "restore"; {FILLS_NO_HOLES}')
+        if wishes.tone > 0 and self.tone_head is None:
             raise ValueError("tone: these weights have no tone head; leave it out, or give 0")
-        strength = _fraction("strength", strength)
         if not isinstance(photo, (list, tuple)):
-            return self._restore(cast("PhotoLike", photo), mask, threshold, strength, tone)
+            return self._restore(cast("PhotoLike", photo), mask, wishes)
         masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(photo)
         if len(masks) != len(photo):
             raise ValueError(f"mask: expected {len(photo)} to match photo, got {len(masks)}")
         pairs = zip(photo, masks, strict=True)
-        return [self._restore(one, its_mask, threshold, strength, tone) for one, its_mask in pairs]
+        return [self._restore(one, its_mask, wishes) for one, its_mask in pairs]
 
-    def _restore(
-        self, photo: PhotoLike, mask: Any, threshold: float, strength: float, tone: float
-    ) -> Restoration:
+    def _restore(self, photo: PhotoLike, mask: Any, wishes: Wishes) -> Restoration:
         """The way of one photo, or of one batch of one size."""
         start = time.perf_counter()
         decoded = decode(photo)
         image = decoded.image.to(self.device)
-        is_auto = isinstance(mask, str) and mask == "auto"
-        if not self.mapping.uses_mask:
-            if not (is_auto or mask is None):
-                raise ValueError(
-                    'mask: these weights (variant "quality") fill no holes; '
-                    "leave it out, or use weights of another variant"
-                )
-            mask = None
-        if mask is None:
-            damage = image.new_zeros(decoded.batch, 1, *decoded.size)
-        elif is_auto:
-            damage = self.detect_tensor(image, threshold)
-        else:
-            damage = decode_mask(mask, decoded).to(self.device)
-        restored, curves = [], []
-        for index in range(decoded.batch if strength > 0 else 0):
+        damage, is_masked = self._damage(decoded, image, mask, wishes.threshold)
+        restored, changed, curves = [], [], []
+        for index in range(decoded.batch if wishes.strength > 0 else 0):
             one, its_damage = image[index, None], damage[index, None]
             filled = self.fill(one, its_damage)
             result = self.translate(filled, its_damage)
-            if tone > 0:
-                result, curve = self.undo_fading(result, filled, tone)
+            result = hold_back(one, result, its_damage, wishes.denoise)
+            is_kept = wishes.denoise == 0
+            if wishes.tone > 0:
+                result, curve = self.undo_fading(result, filled, wishes.tone)
                 curves.append(curve)
-            restored.append(one.lerp(result, strength))
+                is_kept &= curve.strength == 0
+            restored.append(one.lerp(result, wishes.strength))
+            changed.append(its_damage if is_kept else torch.ones_like(its_damage))
+        if restored:
+            result = encode(decoded, torch.cat(restored), torch.cat(changed))
+        else:
+            result = unchanged(decoded)
         return Restoration(
-            image=encode(decoded, torch.cat(restored)) if restored else unchanged(decoded),
-            mask=None if mask is None else encode_mask(decoded, damage),
+            image=result,
+            mask=encode_mask(decoded, damage) if is_masked else None,
             tone=tuple(curves),
             seconds=time.perf_counter() - start,
         )
+
+    def _damage(
+        self, photo: Photo, image: Tensor, mask: Any, threshold: float
+    ) -> tuple[Tensor, bool]:
+        """The mask (B, 1, H, W) that is worked with, and whether one was asked for."""
+        if not self.mapping.uses_mask:
+            if not (_is_auto(mask) or mask is None):
+                raise ValueError(f"mask: expected none; {FILLS_NO_HOLES}")
+            mask = None
+        if mask is None:
+            return image.new_zeros(photo.batch, 1, *photo.size), False
+        if _is_auto(mask):
+            return self.detect_tensor(image, threshold), True
+        return decode_mask(mask, photo).to(self.device), True
 
     def detect(self, photo: PhotoLike, *, threshold: float | None = None) -> Any:
         """Find scratches, spots and tears.
@@ -289,23 +299,27 @@ class Restorer:
         """
         decoded = decode(photo)
         threshold = self.config.defaults.threshold if threshold is None else threshold
-        damage = self.detect_tensor(decoded.image, _fraction("threshold", threshold))
+        damage = self.detect_tensor(decoded.image, fraction("threshold", threshold))
         return encode_mask(decoded, damage)
+
+    def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
+        """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated."""
+        mask = (self.damage_probability(image) > threshold).float()
+        radius = self.config.defaults.dilation_px
+        return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
 
     @freed_memory_kept()
     @torch.inference_mode()
-    def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
-        """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated; photo by photo."""
+    def damage_probability(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> probability of damage (B, 1, H, W); photo by photo."""
         if self.detector is None:
             raise ValueError("mask: these weights have no scratch detector; give a mask, or none")
-        masks = []
+        found = []
         for index in range(len(image)):
-            one = image[index, None].to(self.device)
-            padded = _pad(one, self.detector.config.align_px).to(self.dtype)
-            probability = self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]]
-            masks.append((probability > threshold).float())
-        radius = self.config.defaults.dilation_px
-        return F.max_pool2d(torch.cat(masks), 2 * radius + 1, stride=1, padding=radius)
+            one = image[index, None]
+            padded = _pad(one.to(self.device), self.detector.config.align_px).to(self.dtype)
+            found.append(self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]])
+        return torch.cat(found)
 
     def restore_tensor(self, image: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
         """Fill the holes and translate; tone is kept.
@@ -357,19 +371,8 @@ class Restorer:
         """
         if self.tone_head is None:
             raise ValueError("strength: these weights have no tone head")
-        small = thumbnail(filled.float())
-        curve = self.tone_head(small).common(is_toned(small))
-        faded = float(curve.faded)
-        strength = strength if faded > self.config.defaults.faded_probability else 0.0
-        applied = AppliedTone(
-            strength=strength,
-            faded=faded,
-            black=tuple(curve.black[0].tolist()),
-            white=tuple(curve.white[0].tolist()),
-            gamma=tuple(curve.gamma[0].tolist()),
-            saturation=float(curve.saturation),
-        )
-        return (apply_tone(image, curve, strength) if strength else image), applied
+        least = self.config.defaults.faded_probability
+        return undo_fading(self.tone_head, image, filled, strength, faded_probability=least)
 
 
 def _pad(x: Tensor, multiple: int) -> Tensor:
@@ -378,7 +381,5 @@ def _pad(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
-def _fraction(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected 0 to 1, got {value}")
-    return float(value)
+def _is_auto(mask: Any) -> bool:
+    return isinstance(mask, str) and mask == "auto"

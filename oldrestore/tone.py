@@ -64,6 +64,23 @@ class ToneCurve:
         )
 
 
+@dataclass(frozen=True)
+class AppliedTone:
+    """The tone curve of one photo; see ``ToneCurve`` for the equation.
+
+    strength: how much of it was applied; 0 if the photo is not taken for faded.
+    faded: probability that the photo is faded.
+    black, white, gamma: per channel. saturation: of the whole.
+    """
+
+    strength: float
+    faded: float
+    black: tuple[float, ...]
+    white: tuple[float, ...]
+    gamma: tuple[float, ...]
+    saturation: float
+
+
 class ToneHead(nn.Module):
     """thumbnail (B, 3, 64, 64) in [-1, 1] -> ToneCurve. Starts as the identity."""
 
@@ -103,6 +120,32 @@ class ToneHead(nn.Module):
             saturation=(SATURATION_RANGE * saturation.tanh()).exp(),
             faded=faded.sigmoid(),
         )
+
+
+def undo_fading(
+    head: ToneHead, image: Tensor, filled: Tensor, strength: float, *, faded_probability: float
+) -> tuple[Tensor, AppliedTone]:
+    """Estimate the tone curve of one photo from ``filled`` and apply it to ``image``.
+
+    Args:
+        head: of the model.
+        image, filled: (1, 3, H, W) in [-1, 1].
+        strength: 0 to 1; nothing is applied to a photo that is not taken for faded.
+        faded_probability: from which on a photo is.
+    """
+    small = thumbnail(filled.float())
+    curve = head(small).common(is_toned(small))
+    faded = float(curve.faded)
+    strength = strength if faded > faded_probability else 0.0
+    applied = AppliedTone(
+        strength=strength,
+        faded=faded,
+        black=tuple(curve.black[0].tolist()),
+        white=tuple(curve.white[0].tolist()),
+        gamma=tuple(curve.gamma[0].tolist()),
+        saturation=float(curve.saturation),
+    )
+    return (apply_tone(image, curve, strength) if strength else image), applied
 
 
 def thumbnail(image: Tensor) -> Tensor:

