@@ -169,7 +169,9 @@ class MaskSettings(LoopSettings):
 
     smallest_scale: photos are shrunk down to this before damage is laid on them. Small figures,
         windows and papers look like spots: the detector has to see many that are none.
+    native_share: share of the samples that are not shrunk: photos' own pixels.
     old_share: share of the samples whose ground is a real old photo, if there are any.
+    distractor_share: share of the samples with something drawn in that is no damage.
     cross_entropy: weight of the binary cross-entropy.
     positive_weight: how many times a damaged pixel counts in ``cross_entropy``.
     focal: weight of the focal loss.
@@ -179,10 +181,15 @@ class MaskSettings(LoopSettings):
 
     network: DetectorConfig | PaperDetectorConfig = field(default_factory=DetectorConfig)
     degradation: DegradationSettings = field(
-        default_factory=lambda: DegradationSettings(p_structured=0.6, p_grey=0.5)
+        # a third of the crops without damage
+        default_factory=lambda: DegradationSettings(
+            p_undamaged=0.1, p_structured=0.72, p_grey=0.5, p_film=0.4, p_large=0.08
+        )
     )
     smallest_scale: float = 0.25
-    old_share: float = 0.5
+    native_share: float = 0.5
+    old_share: float = 0.3
+    distractor_share: float = 0.12
     cross_entropy: float = 1.0
     positive_weight: float = 1.0
     focal: float = 0.0

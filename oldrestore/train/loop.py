@@ -29,8 +29,6 @@ from oldrestore.train.state import STATE_FILE, STATE_FORMAT, read_state
 
 log = logging.getLogger(__name__)
 
-VALIDATION_CROPS = 16
-
 
 @dataclass
 class Player:
@@ -59,6 +57,7 @@ class Stage:
     validate: figures of (averaged) networks on a batch, by name.
     sheet: (averaged) networks on a batch -> pictures (N, 3, H, W), ``columns`` of them a row.
     judges: networks that no player trains and that only its losses look through.
+    validation_crops: how many held-out crops the figures are of.
     """
 
     name: str
@@ -71,6 +70,7 @@ class Stage:
     sheet: Callable[[nn.ModuleDict, Batch], Tensor]
     columns: int
     judges: Sequence[nn.Module] = ()
+    validation_crops: int = 16
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
@@ -145,7 +145,7 @@ class Trainer:
         held_out = None
         if self.rank == 0:
             crop_px = validation_crop_px(self.settings)
-            held_out = fixed_batch(self.stage.validation, VALIDATION_CROPS, crop_px)
+            held_out = fixed_batch(self.stage.validation, self.stage.validation_crops, crop_px)
         with (
             RunLog(self.folder, self.stage.name, self.settings.steps, self.rank == 0) as run_log,
             _stop_request(is_alone=self.world == 1) as stop,
