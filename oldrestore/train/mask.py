@@ -34,7 +34,7 @@ from oldrestore.train.state import kind_of, read_source
 
 HELD_OUT_TEXTURES = 0.15  # share of the textures kept for validation
 VALIDATION_CROPS = 64  # in turn of the ordinary and of the film-like mix
-FILM_COVERAGE = (0.002, 0.0045)  # of the film-like mix: about 0.3 %, as on real film scans
+FILM_COVERAGE = (0.001, 0.003)  # of the film-like mix: about 0.3 %, as on real film scans
 AT_ONCE = 8  # held-out crops: validation shall not need more memory than a step
 CERTAINLY_SOUND = -30.0  # logit whose losses and gradients are zero to rounding
 # a real old photo has its blur, grain and tone; only structured damage is laid on it
