@@ -127,11 +127,18 @@ class VAESettings(LoopSettings):
             )
 
 
+END_TO_END = "end-to-end"
+TRAINS = ("mapping", "all", END_TO_END)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MappingSettings(LoopSettings):
     """Stage "mapping": eq. 3 of Wan et al., with pixel losses in front for `compact`.
 
-    trains: "mapping" (both VAEs frozen, as published) or "all" (old encoder and clean decoder too).
+    trains: "mapping" (both VAEs frozen, as published), "all" (old encoder and clean decoder too) or
+        "end-to-end" (the same layers from random numbers on pixels alone, without VAE stages: what
+        the triplet is compared with).
+    vae: layout of encoder and decoder, for "end-to-end" alone; else it is that of the VAEs given.
     smallest_scale: clean photos are shrunk at random down to this, which hides their own JPEG;
         1 = their own pixels.
     pixel: weight of the L1 of pixels.
@@ -141,12 +148,17 @@ class MappingSettings(LoopSettings):
     lsgan, feature_matching, perceptual: weights of the adversarial loss, of the discriminator's
         features and of an ImageNet network's.
     mask_dilation_px: masks are grown by 0 up to this, as a detector's mask is never exact.
+    use_nonlocal: train the nonlocal block; if not, it is left out and the file restores without it.
     """
 
     trains: str = "mapping"
     network: MappingConfig | PaperMappingConfig = field(default_factory=MappingConfig)
+    vae: VAEConfig | PaperVAEConfig = field(default_factory=VAEConfig)
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
-    degradation: DegradationSettings = field(default_factory=DegradationSettings)
+    # half of the pixels of holes then lie in parts wider than 12 px, a quarter without
+    degradation: DegradationSettings = field(
+        default_factory=lambda: DegradationSettings(p_large=0.25)
+    )
     smallest_scale: float = 0.5
     pixel: float = 1.0
     hole_weight: float = 6.0
@@ -156,11 +168,17 @@ class MappingSettings(LoopSettings):
     feature_matching: float = 0.0
     perceptual: float = 0.0
     mask_dilation_px: int = 3
+    use_nonlocal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trains not in ("mapping", "all"):
-            raise ValueError(f"trains: expected 'mapping' or 'all', got {self.trains!r}")
+        if self.trains not in TRAINS:
+            raise ValueError(f"trains: expected one of {', '.join(TRAINS)}, got {self.trains!r}")
+        if self.trains == END_TO_END and (self.latent or self.plain_latent):
+            raise ValueError(
+                f"latent, plain_latent: trained {END_TO_END} there are no latents to compare with; "
+                "set both to 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
