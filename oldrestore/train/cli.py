@@ -288,7 +288,6 @@ def threshold(
     detector: Path,
     *,
     common: Common,
-    old: list[Path] | None = None,
     textures: Path | None = None,
     crops: int = 600,
     flags: Any = None,
@@ -297,16 +296,13 @@ def threshold(
 
     Args:
         detector: run folder of the stage mask, or a weights file.
-        old: folders of real old photos, as in training.
         textures: folder of damage textures, as in training.
         crops: how many crops to judge by.
     """
     settings = _settings(MaskSettings, common.preset, flags)
     if common.threads is not None:
         torch.set_num_threads(common.threads)
-    found = choose_threshold(
-        detector, settings, clean=common.clean, old=old or [], textures=textures, crops=crops
-    )
+    found = choose_threshold(detector, settings, clean=common.clean, textures=textures, crops=crops)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 

@@ -189,6 +189,8 @@ class MaskSettings(LoopSettings):
         windows and papers look like spots: the detector has to see many that are none.
     native_share: share of the samples that are not shrunk: photos' own pixels.
     old_share: share of the samples whose ground is a real old photo, if there are any.
+    own_damage: probability above which the detector that a run starts from (``init_from``) is
+        believed about the own damage of a real old photo, which then teaches nothing.
     distractor_share: share of the samples with something drawn in that is no damage.
     cross_entropy: weight of the binary cross-entropy.
     positive_weight: how many times a damaged pixel counts in ``cross_entropy``.
@@ -207,6 +209,7 @@ class MaskSettings(LoopSettings):
     smallest_scale: float = 0.25
     native_share: float = 0.5
     old_share: float = 0.3
+    own_damage: float = 0.9
     distractor_share: float = 0.12
     cross_entropy: float = 1.0
     positive_weight: float = 1.0

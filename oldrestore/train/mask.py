@@ -3,10 +3,11 @@
 The label is what the damage visibly changed: a white scratch on a white collar teaches nothing but
 to see scratches in collars. What changed a little is neither damaged nor sound and teaches nothing.
 Real old photos may be given as further ground to lay damage on: their collars, plate edges and
-faint figures are what a detector most easily takes for damage. Their own damage is not labelled,
-which is a small error: it covers far less than what is laid on them.
+faint figures are what a detector most easily takes for damage. They have damage of their own, which
+nobody labelled: what the detector that a run starts from is sure of there teaches nothing either.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from oldrestore.train.distractors import add_distractor
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.state import kind_of, read_source
 
+Detector = ScratchDetector | PaperDetector
 HELD_OUT_TEXTURES = 0.15  # share of the textures kept for validation
 VALIDATION_CROPS = 64  # in turn of the ordinary and of the film-like mix
 FILM_COVERAGE = (0.001, 0.003)  # of the film-like mix: about 0.3 %, as on real film scans
@@ -64,7 +66,8 @@ class LabelledDamage:
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:
         photos, which = self.clean, index % len(self.degradations)
         damage = self.degradations[which]
-        if self.old is not None and rng.random() < self.settings.old_share:
+        is_old = self.old is not None and bool(rng.random() < self.settings.old_share)
+        if self.old is not None and is_old:
             photos, damage = self.old, replace(damage, **ALREADY_OLD)
         is_native = rng.random() < self.settings.native_share
         scale = 1.0 if is_native else self.settings.smallest_scale
@@ -78,21 +81,30 @@ class LabelledDamage:
             "label": pair.labelled,
             "damaged": pair.mask,
             "mix": torch.tensor(which),
+            "ground": ground,
+            "is_old": torch.tensor(is_old),
         }
 
 
 class Detection(nn.Module):
-    """The detector's side, the only one."""
+    """The detector's side, the only one.
 
-    def __init__(self, detector: ScratchDetector | PaperDetector, settings: MaskSettings) -> None:
+    teacher: what the detector was, to find the own damage of real old photos.
+    """
+
+    def __init__(
+        self, detector: Detector, settings: MaskSettings, teacher: Detector | None = None
+    ) -> None:
         super().__init__()
         self.detector = detector
         self.settings = settings
+        self._teacher = (teacher,)  # in a tuple: it is no part of this player
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         label = batch["label"]
-        hardly_shows = (batch["damaged"] > 0) & (label == 0)
-        logits = self.detector(batch["degraded"]).masked_fill(hardly_shows, CERTAINLY_SOUND)
+        unsure = (batch["damaged"] > 0) | self._own_damage(batch)
+        logits = self.detector(batch["degraded"])
+        logits = logits.masked_fill(unsure & (label == 0), CERTAINLY_SOUND)
         settings, found = self.settings, {}
         if settings.cross_entropy:
             found["cross_entropy"] = F.binary_cross_entropy_with_logits(
@@ -102,6 +114,16 @@ class Detection(nn.Module):
             found["focal"] = losses.focal(logits, label, settings.focal_gamma)
         if settings.dice:
             found["dice"] = losses.dice(logits, label)
+        return found
+
+    @torch.no_grad()
+    def _own_damage(self, batch: Batch) -> Tensor:
+        """(B, 1, H, W): what the teacher is sure of in real old photos, before damage was laid."""
+        found = torch.zeros_like(batch["damaged"], dtype=torch.bool)
+        (teacher,), is_old = self._teacher, batch["is_old"]
+        if teacher is not None and is_old.any():
+            probability = teacher(batch["ground"][is_old]).sigmoid()
+            found[is_old] = probability > self.settings.own_damage
         return found
 
 
@@ -126,21 +148,24 @@ def make_stage(
     """
     torch.manual_seed(settings.seed)
     detector = make_detector(settings.network)
+    teacher = None
     if init_from is not None:
         source = read_source(init_from)
         source.fill(detector, source.name_of("mask"), settings.network)
+        teacher = copy.deepcopy(detector).eval().requires_grad_(False) if old else None
     pieces = None if textures is None else TextureSet.from_folder(textures)
     weights = {name: getattr(settings, name) for name in ("cross_entropy", "focal", "dice")}
     return Stage(
         name="mask",
         config={"preset": kind_of(settings.network), "mask": asdict(settings.network)},
         networks=nn.ModuleDict({"mask": detector}),
-        players={"mask": Player(Detection(detector, settings), weights, settings.lr)},
-        samples=damaged_crops(settings, clean, old, pieces, held_out=False),
-        validation=damaged_crops(settings, clean, old, pieces, held_out=True),
+        players={"mask": Player(Detection(detector, settings, teacher), weights, settings.lr)},
+        samples=damaged_crops(settings, clean, pieces, old=old),
+        validation=held_out_crops(settings, clean, pieces),
         validate=_validate,
         sheet=_sheet,
         columns=3,
+        judges=[] if teacher is None else [teacher],
         validation_crops=VALIDATION_CROPS,
     )
 
@@ -148,37 +173,48 @@ def make_stage(
 def damaged_crops(
     settings: MaskSettings,
     clean: Sequence[Path],
-    old: Sequence[Path],
     textures: TextureSet | None,
     *,
-    held_out: bool,
+    old: Sequence[Path] = (),
 ) -> LabelledDamage:
-    """Crops to train on, or held-out ones with textures kept back: the latter in two mixes in turn.
-
-    The ordinary mix is the settings' without a film's damage; the film-like one has nothing else.
+    """Crops to train on.
 
     Raises:
         ValueError: a folder is missing or holds nothing readable.
     """
-    smallest = smallest_px(settings, held_out=held_out)
-    photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-    real = PhotoFolders(old, held_out=held_out, smallest_px=smallest) if old else None
-    pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[held_out]
-    mixes: tuple[DegradationSettings, ...] = (settings.degradation,)
-    if held_out:
-        film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
-        mixes = (replace(settings.degradation, p_film=0.0), film)
-    return LabelledDamage(photos, real, settings, mixes, pieces)
+    smallest = smallest_px(settings, held_out=False)
+    photos = PhotoFolders(clean, held_out=False, smallest_px=smallest)
+    real = PhotoFolders(old, held_out=False, smallest_px=smallest) if old else None
+    pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[0]
+    return LabelledDamage(photos, real, settings, (settings.degradation,), pieces)
 
 
-def probability(detector: ScratchDetector | PaperDetector, degraded: Tensor) -> Tensor:
+def held_out_crops(
+    settings: MaskSettings, clean: Sequence[Path], textures: TextureSet | None
+) -> LabelledDamage:
+    """Held-out crops of photos as they are, with textures kept back, in two mixes in turn.
+
+    The ordinary mix is the settings' without a film's damage; the film-like one has nothing else.
+    No real old photos: nobody knows where those are damaged.
+
+    Raises:
+        ValueError: a folder is missing or holds nothing readable.
+    """
+    smallest = smallest_px(settings, held_out=True)
+    photos = PhotoFolders(clean, held_out=True, smallest_px=smallest)
+    pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
+    film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
+    mixes = (replace(settings.degradation, p_film=0.0), film)
+    plain = replace(settings, native_share=1.0, distractor_share=0.0)
+    return LabelledDamage(photos, None, plain, mixes, pieces)
+
+
+def probability(detector: Detector, degraded: Tensor) -> Tensor:
     """At the scale of the crops, to which the published detector brings whole photos."""
     return torch.cat([detector(few).sigmoid() for few in torch.split(degraded, AT_ONCE)])
 
 
-def score_mixes(
-    detector: ScratchDetector | PaperDetector, batch: Batch, scores: Sequence[DetectionScores]
-) -> None:
+def score_mixes(detector: Detector, batch: Batch, scores: Sequence[DetectionScores]) -> None:
     """Count held-out crops, each with the scores of its mix."""
     found = probability(detector, batch["degraded"])
     for number, mix in enumerate(scores):
@@ -200,9 +236,9 @@ def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
     return figures
 
 
-def _detector(networks: nn.ModuleDict) -> ScratchDetector | PaperDetector:
+def _detector(networks: nn.ModuleDict) -> Detector:
     detector = networks["mask"]
-    assert isinstance(detector, (ScratchDetector, PaperDetector))
+    assert isinstance(detector, Detector)
     return detector
 
 

@@ -17,7 +17,7 @@ from oldrestore.detection import BINS, DetectionScores
 from oldrestore.mask import make_detector
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import fixed_batch, validation_crop_px
-from oldrestore.train.mask import damaged_crops, score_mixes
+from oldrestore.train.mask import held_out_crops, score_mixes
 from oldrestore.train.state import read_source
 
 MIXES = ("ordinary", "film", "undamaged")
@@ -29,7 +29,6 @@ def choose_threshold(
     settings: MaskSettings,
     *,
     clean: Sequence[Path],
-    old: Sequence[Path] = (),
     textures: Path | None = None,
     crops: int,
 ) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def choose_threshold(
     Args:
         detector: run folder of the stage "mask", or a weights file with a detector.
         settings: whose damage and network are taken.
-        clean, old, textures: as in training; what was held out of them there is used here.
+        clean, textures: as in training; what was held out of them there is used here.
         crops: how many, in turn of the three mixes.
 
     Returns:
@@ -53,7 +52,7 @@ def choose_threshold(
     source.fill(network, source.name_of("mask"), settings.network)
     network.eval()
     pieces = None if textures is None else TextureSet.from_folder(textures)
-    samples = damaged_crops(settings, clean, old, pieces, held_out=True)
+    samples = held_out_crops(settings, clean, pieces)
     undamaged = replace(settings.degradation, p_structured=0.0)
     samples = replace(samples, degradations=(*samples.degradations, undamaged))
     scores = [DetectionScores() for _ in MIXES]

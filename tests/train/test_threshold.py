@@ -40,12 +40,12 @@ def test_the_best_threshold_that_leaves_undamaged_photos_alone() -> None:
 
 
 def test_the_command_judges_a_run(
-    clean_folder: Path, old_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clean_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = preset(MaskSettings, "tiny")
-    stage = mask_stage.make_stage(settings, clean=[clean_folder], old=[old_folder])
+    stage = mask_stage.make_stage(settings, clean=[clean_folder])
     Trainer(stage, settings, tmp_path, torch.device("cpu")).save()
-    where = ["--clean", str(clean_folder), "--old", str(old_folder)]
+    where = ["--clean", str(clean_folder)]
     cli.app(
         ["threshold", str(tmp_path), *where, "--preset", "tiny", "--crops", "9"],
         result_action="return_value",
