@@ -149,17 +149,6 @@ def make_stage(
     judge = perceptual_backbone(backbone, settings.perceptual)
     pieces = TextureSet.from_folder(textures) if textures is not None else None
 
-    def samples(held_out: bool) -> Pairs:
-        smallest = smallest_px(settings, held_out=held_out)
-        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-        damage = settings.degradation
-        if held_out:  # figures of damaged, not faded photos: tone would hide the rest
-            holes = float(damage.p_structured > 0)
-            # nor more large holes than in evaluation
-            damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes, p_large=0.0)
-        grown = 0 if held_out else settings.mask_dilation_px
-        return Pairs(photos, damage, pieces, settings.smallest_scale, grown)
-
     vae = networks["vae_old"]
     assert isinstance(vae, VAE)
     kind = kind_of(settings.network)
@@ -168,13 +157,31 @@ def make_stage(
         config={"preset": kind, "vae": asdict(vae.config), "mapping": asdict(settings.network)},
         networks=networks,
         players=_players(settings, networks, judge),
-        samples=samples(held_out=False),
-        validation=samples(held_out=True),
+        samples=_pairs(settings, clean, pieces, held_out=False),
+        validation=_pairs(settings, clean, pieces, held_out=True),
         validate=_validate,
         sheet=_sheet,
         columns=4,
         judges=[] if judge is None else [judge],
     )
+
+
+def _pairs(
+    settings: MappingSettings,
+    clean: Sequence[Path],
+    textures: TextureSet | None,
+    *,
+    held_out: bool,
+) -> Pairs:
+    """Pairs to train on; held out, damaged and not faded ones: tone would hide the rest."""
+    smallest = smallest_px(settings, held_out=held_out)
+    photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
+    damage, grown = settings.degradation, settings.mask_dilation_px
+    if held_out:  # with no more large holes than in evaluation
+        holes = float(damage.p_structured > 0)
+        damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes, p_large=0.0)
+        grown = 0
+    return Pairs(photos, damage, textures, settings.smallest_scale, grown)
 
 
 def _players(
