@@ -203,7 +203,7 @@ class MaskSettings(LoopSettings):
     degradation: DegradationSettings = field(
         # a third of the crops without damage
         default_factory=lambda: DegradationSettings(
-            p_undamaged=0.1, p_structured=0.72, p_grey=0.5, p_film=0.4, p_large=0.08
+            p_undamaged=0.1, p_structured=0.72, p_grey=0.5, p_film=0.35, p_large=0.15
         )
     )
     smallest_scale: float = 0.25

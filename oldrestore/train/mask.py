@@ -194,7 +194,7 @@ def held_out_crops(
 ) -> LabelledDamage:
     """Held-out crops of photos as they are, with textures kept back, in two mixes in turn.
 
-    The ordinary mix is the settings' without a film's damage; the film-like one has nothing else.
+    The ordinary mix is the settings' with the damage of evaluation; the film-like one has a film's.
     No real old photos: nobody knows where those are damaged.
 
     Raises:
@@ -204,7 +204,7 @@ def held_out_crops(
     photos = PhotoFolders(clean, held_out=True, smallest_px=smallest)
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
     film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
-    mixes = (replace(settings.degradation, p_film=0.0), film)
+    mixes = (replace(settings.degradation, p_film=0.0, p_large=0.0), film)
     plain = replace(settings, native_share=1.0, distractor_share=0.0)
     return LabelledDamage(photos, None, plain, mixes, pieces)
 
