@@ -112,9 +112,6 @@ class Crack:
     seed: int
 
 
-_CALM = 1.5
-"""Distance over which the width of a wide crack changes, in widths."""
-
 _JAG_PX = 4.0
 """Length of the straight pieces of a crack."""
 
@@ -135,9 +132,7 @@ def render_crack(crack: Crack, size: tuple[int, int]) -> list[Layer]:
     layers = []
     for path, width_px in paths:
         count = len(path.y)
-        # a wide crack changes slowly, or its discs would show as a string of beads
-        radius = np.exp(0.5 * smooth_noise_1d(rng, count, max(_KNOT_PX, _CALM * width_px)))
-        radius = 0.5 * width_px * radius
+        radius = 0.5 * width_px * np.exp(0.5 * smooth_noise_1d(rng, count, _KNOT_PX))
         is_dark = rng.random() < crack.darkness
         patches = smooth_noise_1d(rng, count, 2 * _KNOT_PX) > (0.8 if is_dark else -0.8)
         opacity = crack.opacity * np.clip(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 
 from oldrestore.degradation.edges import MissingCorner, Tear
-from oldrestore.degradation.fields import draw_seed
-from oldrestore.degradation.folds import Crack
+from oldrestore.degradation.fields import Color, draw_seed
 from oldrestore.degradation.holes import Hole
 from oldrestore.degradation.pieces import Sheet
 from oldrestore.degradation.settings import Range
 
-LargeStep = Crack | Tear | MissingCorner | Hole
+LargeStep = Tear | MissingCorner | Hole
 
 _MOST_OF_SIDE = 0.45
 """A hole is at most this share of the shorter side wide: most of the picture has to be left."""
@@ -40,37 +39,28 @@ def sample_large(sheet: Sheet, width_px: Range) -> list[LargeStep]:
     return pieces
 
 
-def _crack(sheet: Sheet, width_px: float) -> Crack:
-    """From one border to the far one; of its width some is bare paper, some dark depth."""
-    side = int(sheet.rng.integers(4))
-    longest = 1.5 * max(sheet.height, sheet.width)
-    return Crack(
-        _on_border(sheet, side),
-        90.0 * (side + 1) + sheet.uniform(-35, 35),
-        longest,
-        max(2.0, _CRACK_SHARE * width_px),
-        sheet.uniform(10, 35),
-        int(sheet.rng.integers(0, 3)),
-        sheet.uniform(0, 0.8),
-        sheet.uniform(0.85, 1.0),
-        sheet.paper,
-        draw_seed(sheet.rng),
-    )
+def _crack(sheet: Sheet, width_px: float) -> Tear:
+    """From one border across to the far one, narrower on the way."""
+    longest = 1.6 * max(sheet.height, sheet.width)
+    return _wedge(sheet, longest, max(2.0, _CRACK_SHARE * width_px), sheet.uniform(15, 35))
 
 
 def _tear(sheet: Sheet, width_px: float) -> Tear:
-    """From a border inwards, up to right across."""
-    side = int(sheet.rng.integers(4))
+    """From a border inwards, to a point."""
     length = sheet.uniform(0.3, 1.1) * min(sheet.height, sheet.width)
-    return Tear(
-        _on_border(sheet, side),
-        90.0 * (side + 1) + sheet.uniform(-40, 40),
-        length,
-        width_px,
-        sheet.uniform(10, 30),
-        sheet.paper,
-        draw_seed(sheet.rng),
-    )
+    return _wedge(sheet, length, width_px, sheet.uniform(10, 30))
+
+
+def _wedge(sheet: Sheet, length_px: float, width_px: float, jag_deg: float) -> Tear:
+    side = int(sheet.rng.integers(4))
+    angle = 90.0 * (side + 1) + sheet.uniform(-40, 40)
+    start, color = _on_border(sheet, side), _ground(sheet)
+    return Tear(start, angle, length_px, width_px, jag_deg, color, draw_seed(sheet.rng))
+
+
+def _ground(sheet: Sheet) -> Color:
+    """What shows through: mostly bare paper, else the dark behind it."""
+    return sheet.paper if sheet.chance(0.7) else sheet.dark()[0]
 
 
 def _corner(sheet: Sheet, width_px: float) -> MissingCorner:
@@ -98,7 +88,7 @@ def _hole(sheet: Sheet, width_px: float) -> Hole:
         sheet.uniform(0.1, 0.5),
         sheet.uniform(1.0, 1.0 + 0.1 * radius),
         1.0,
-        sheet.paper,
+        _ground(sheet),
         draw_seed(sheet.rng),
     )
 
