@@ -295,7 +295,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("empty", &empty, py::arg("size"),
         "Uninitialised floats, whose memory is kept for later ones when they are freed.");
   m.def("keep_freed_memory", &Workspace::keep_more,
-        "192 MB of it instead of 64, until as many return_freed_memory.");
+        "96 MB of it instead of 64, until as many return_freed_memory.");
   m.def("return_freed_memory", &Workspace::keep_less, "What is kept above 64 MB is given back.");
   py::class_<PackedWeights>(m, "PackedWeights", "The transformed weights of a 3x3 convolution.")
       .def(py::init(&pack), py::arg("weight").noconvert(), py::arg("is_rotated") = false,

@@ -12,7 +12,7 @@ import oldrestore
 
 PACKAGE = Path(oldrestore.__file__).parent
 NETWORKS = {"mask", "tone", "vae", "mapping"}
-LEAVES = {"checkpoint", "fill", "grain", "image", "perceptual", "photo_file"}
+LEAVES = {"checkpoint", "detection", "fill", "grain", "image", "perceptual", "photo_file"}
 BELOW_TRAINING = {
     *("ops", "device", "layers", "attention", "config", "degradation"),
     *NETWORKS,
@@ -22,6 +22,7 @@ BELOW_TRAINING = {
 # What each part of the package may import of the package. A part not named here fails the test.
 ALLOWED = {
     "checkpoint": set(),
+    "detection": set(),
     "fill": set(),
     "grain": set(),
     "perceptual": set(),

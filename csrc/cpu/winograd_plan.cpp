@@ -32,7 +32,7 @@ constexpr int64_t kSharedFloats = int64_t{3} << 20;
 // In all buffers between calls: usually, and while a photo is worked on. A map of 512 channels at
 // 128 x 128 has 8 M, and a block frees two of them and works in a third.
 constexpr int64_t kKeptFloats = int64_t{16} << 20;
-constexpr int64_t kMostKeptFloats = int64_t{48} << 20;
+constexpr int64_t kMostKeptFloats = int64_t{24} << 20;
 constexpr int64_t kMostSpare = 2;  // times the floats asked for: a buffer may be so large
 
 struct Buffer {

@@ -44,7 +44,7 @@ class AlignedBuffer {
   float* data_;
 };
 
-// A buffer whose memory is kept for later ones: up to 64 MB in all of them, or three times as much
+// A buffer whose memory is kept for later ones: up to 64 MB in all of them, or half as much again
 // between keep_more and as many keep_less. The system clears the pages it hands out, which costs a
 // tenth of a residual block of 512 channels, twice that on two cores.
 class Workspace {

@@ -22,7 +22,11 @@ TOUCHED = 2 / 127.5
 """A pixel is damaged when a channel moves by more than this, two levels of 8 bits, on [-1, 1]."""
 
 SEEN = 6 / 127.5
-"""Six levels of 8 bits, on [-1, 1]: what a viewer, and hence a detector, can see."""
+"""Six levels of 8 bits, on [-1, 1]: what a viewer who compares both pictures can see."""
+
+VISIBLE = 12 / 127.5
+"""Twelve levels of 8 bits, on [-1, 1], a twentieth of the range: damage that shows by itself. What
+changes a picture by less is all but lost in its texture, grain and compression."""
 
 COVERED = 0.5
 """A hole more opaque than this damages the pixel even where the paper has the picture's tone."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oldrestore.degradation import fading, unstructured
-from oldrestore.degradation.blending import SEEN, Bools, dilate, lay_over
+from oldrestore.degradation.blending import SEEN, VISIBLE, Bools, dilate, lay_over
 from oldrestore.degradation.fields import GAUSSIAN_REACH, Array
 from oldrestore.degradation.structured import StructuredStep, render
 from oldrestore.degradation.textures import TextureSet
@@ -138,7 +138,7 @@ class Degraded:
     image: (3, H, W) in [-1, 1], damaged.
     mask: (1, H, W) of 0 and 1: where structured damage changed the picture.
     labelled: (1, H, W) of 0 and 1: the part of ``mask`` that still shows at the end, by more than
-        6 levels of 8 bits against the same photo without the structured steps.
+        12 levels of 8 bits against the same photo without the structured steps.
     target: (3, H, W) in [-1, 1]: ``clean`` with the tone steps alone; what restoration is to give.
     clean: (3, H, W) in [-1, 1]: the photo given, grey if the degradation makes it grey.
     """
@@ -208,8 +208,8 @@ def _damage(
         pictures = _UNSTRUCTURED[type(step)](pictures, step)
         radius_px = _spread_px(step)
         if radius_px and len(pictures) == 2:
-            mask |= dilate(mask, radius_px) & _is_seen(pictures)
-    labelled = mask & _is_seen(pictures) if len(pictures) == 2 else mask
+            mask |= dilate(mask, radius_px) & (_change(pictures) > SEEN)
+    labelled = mask & (_change(pictures) > VISIBLE) if len(pictures) == 2 else mask
     return pictures[0], mask, labelled
 
 
@@ -223,9 +223,10 @@ def _spread_px(step: Step) -> int:
     return 0
 
 
-def _is_seen(pictures: Array) -> Bools:
-    seen: Bools = np.abs(pictures[0] - pictures[1]).max(axis=0) > SEEN
-    return seen
+def _change(pictures: Array) -> Array:
+    """(H, W): how far apart two pictures are, in the channel where they are farthest."""
+    change: Array = np.abs(pictures[0] - pictures[1]).max(axis=0)
+    return change
 
 
 def _tensor(array: Array | Bools) -> Tensor:

@@ -75,7 +75,8 @@ Piece = tuple[DrawnStep, float]
 """A step and the number of pixels that it is expected to cover."""
 
 
-def _sample_scratch(sheet: Sheet, room_px: float) -> Piece:
+def sample_scratch(sheet: Sheet, room_px: float) -> Piece:
+    """A scratch: often along the height, else anywhere and bent."""
     width_px = sheet.lognormal(1.3, 0.5, 0.5, 8.0)
     longest = max(sheet.height, sheet.width)
     length = min(sheet.uniform(0.15, 1.3) * longest, 4 * room_px / width_px + 10)
@@ -93,7 +94,8 @@ def _sample_scratch(sheet: Sheet, room_px: float) -> Piece:
     return scratch, 0.5 * length * (width_px + 0.7)
 
 
-def _sample_hair(sheet: Sheet, room_px: float) -> Piece:
+def sample_hair(sheet: Sheet, room_px: float) -> Piece:
+    """A hair."""
     width_px = sheet.lognormal(0.9, 0.3, 0.5, 2.0)
     length = min(sheet.lognormal(45, 0.6, 10, 160), 2 * room_px / width_px + 8)
     color, mode = sheet.bright() if sheet.chance(0.5) else sheet.dark()
@@ -105,7 +107,8 @@ def _sample_hair(sheet: Sheet, room_px: float) -> Piece:
     return hair, 0.9 * length * (width_px + 0.7)
 
 
-def _sample_dust(sheet: Sheet, room_px: float) -> Piece:
+def sample_dust(sheet: Sheet, room_px: float) -> Piece:
+    """Dust over the whole picture."""
     size_px = sheet.lognormal(1.5, 0.4, 0.7, 4.0)
     area = 1.2 * size_px**2 + 1
     density = sheet.uniform(2e-4, 2.5e-3) / sheet.scale**2
@@ -129,7 +132,8 @@ def _sample_hole(sheet: Sheet, room_px: float) -> Piece:
     return hole, 3 * radius**2
 
 
-def _sample_spot(sheet: Sheet, room_px: float) -> Piece:
+def sample_spot(sheet: Sheet, room_px: float) -> Piece:
+    """A spot."""
     largest = math.sqrt(room_px / math.pi) + 1
     radius = min(sheet.lognormal(3.0, 0.6, 1.0, 14.0), largest)
     color, mode = sheet.bright() if sheet.chance(0.5) else sheet.dark()
@@ -248,10 +252,10 @@ def _sample_worn_edge(sheet: Sheet, room_px: float) -> Piece:
 
 
 KINDS: tuple[tuple[Callable[[Sheet, float], Piece], float], ...] = (
-    (_sample_scratch, 0.22),
-    (_sample_hair, 0.10),
-    (_sample_dust, 0.18),
-    (_sample_spot, 0.12),
+    (sample_scratch, 0.22),
+    (sample_hair, 0.10),
+    (sample_dust, 0.18),
+    (sample_spot, 0.12),
     (_sample_hole, 0.13),
     (_sample_crack, 0.07),
     (_sample_crease, 0.07),

@@ -27,6 +27,10 @@ class DegradationSettings:
     jpeg_quality: from strength 1 to strength 0.
     coverage: least and greatest share of pixels that structured damage is drawn to cover.
     coverage_median: median of that share, before it is cut to the range.
+    p_film: the structured damage is that of a film: thin, small and little.
+    film_coverage: least and greatest share of pixels that it covers.
+    p_large: the structured damage, if not a film's, has a large hole, crack or tear in it.
+    large_width_px: least and greatest width of that.
     """
 
     p_undamaged: float = 0.12
@@ -46,6 +50,10 @@ class DegradationSettings:
     jpeg_quality: Range = (30.0, 95.0)
     coverage: Range = (0.002, 0.2)
     coverage_median: float = 0.02
+    p_film: float = 0.0
+    film_coverage: Range = (0.001, 0.01)
+    p_large: float = 0.0
+    large_width_px: Range = (10.0, 60.0)
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
@@ -54,11 +62,15 @@ class DegradationSettings:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
             if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
                 raise ValueError(f"{name}: expected 0 <= least <= greatest, got {value}")
-        for name in ("severity", "coverage"):
+        for name in ("severity", "coverage", "film_coverage"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(
                     f"{name}: expected a range within [0, 1], got {getattr(self, name)}"
                 )
+
+        for name in ("film_coverage", "large_width_px"):
+            if not getattr(self, name)[0] > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
 
     def without_fading(self) -> DegradationSettings:
         """The same, but the tone is kept (a photo may still be made grey)."""

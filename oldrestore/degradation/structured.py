@@ -20,6 +20,7 @@ from oldrestore.degradation.edges import (
     render_tear,
     render_worn_edge,
 )
+from oldrestore.degradation.film import sample_film
 from oldrestore.degradation.folds import Crack, Crease, render_crack, render_crease
 from oldrestore.degradation.holes import (
     Hole,
@@ -29,6 +30,7 @@ from oldrestore.degradation.holes import (
     render_spot,
     render_stain,
 )
+from oldrestore.degradation.large import sample_large
 from oldrestore.degradation.pieces import FEW, KINDS, Sheet, sample_textures
 from oldrestore.degradation.scratches import (
     Dust,
@@ -125,10 +127,18 @@ def sample_structured(
     warmth = 0.0 if is_grey else float(rng.uniform(*_PAPER_WARMTH))
     paper = (level, level * (1 - warmth / 3), level * (1 - warmth))
     sheet = Sheet(rng, height, width, scale, is_grey, paper)
+    # nothing is drawn for what never happens: a seed gives the same damage with and without it
+    if settings.p_film and sheet.chance(settings.p_film):
+        return tuple(sample_film(sheet, settings.film_coverage, textures))
+    large: list[StructuredStep] = []
+    if settings.p_large and sheet.chance(settings.p_large):
+        large += sample_large(sheet, settings.large_width_px)
+        if sheet.chance(0.5):
+            return tuple(large)
     share = settings.coverage_median * math.exp(float(rng.standard_normal()))
     share = min(max(share, settings.coverage[0]), settings.coverage[1])
     room_px = share * height * width
-    steps: list[StructuredStep] = []
+    steps = large
     if textures is not None and sheet.chance(settings.p_texture):
         pieces, area_px = sample_textures(sheet, room_px, textures)
         steps += pieces

@@ -7,8 +7,9 @@ of which a window is laid over the picture; a small one is a sticker, placed any
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from oldrestore.degradation.fields import Color
 
 FRAME_PX = 1000
 """A texture whose longer side has at least this many pixels is a whole frame."""
+
+_HASHES = 1000  # values of the hash of a name
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,26 @@ class TextureSet:
             raise ValueError(f"path: expected a folder with PNG textures, got {folder}")
         kinds = {kind: tuple(names) for kind, names in stickers.items()}
         return cls(folder, kinds, tuple(frames))
+
+    def split(self, share: float) -> tuple[TextureSet, TextureSet]:
+        """Most of the textures, and about ``share`` of them, to judge with what was never seen.
+
+        Which is which depends on their names alone. A part that would be empty is the whole set.
+        """
+        parts = []
+        for is_kept_back in (False, True):
+
+            def chosen(names: tuple[str, ...], wanted: bool = is_kept_back) -> tuple[str, ...]:
+                return tuple(
+                    n for n in names if (crc32(n.encode()) % _HASHES < share * _HASHES) == wanted
+                )
+
+            kinds = {kind: chosen(names) for kind, names in self.stickers.items()}
+            stickers = {kind: names for kind, names in kinds.items() if names}
+            frames = chosen(self.frames)
+            parts.append(replace(self, stickers=stickers, frames=frames))
+        first, second = (part if part.stickers or part.frames else self for part in parts)
+        return first, second
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
         """(h, w) of a texture, 255 = damage, without the empty border.

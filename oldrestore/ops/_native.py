@@ -55,7 +55,7 @@ def core() -> Any:
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """In this context 192 MB of freed maps are kept for the next ones, instead of 64.
+    """In this context 96 MB of freed maps are kept for the next ones, instead of 64.
 
     The system clears the pages that it hands out: with the maps of large photos, which are freed as
     soon as the next layer has read them, that takes a tenth of the time. The end of the outermost

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from oldrestore.train.config import (
 from oldrestore.train.loop import Stage, Trainer
 from oldrestore.train.presets import Settings, preset
 from oldrestore.train.release import write_release
+from oldrestore.train.threshold import choose_threshold
 
 app = App(name="train", help="Train the stages of the triplet, then release them as one file.")
 
@@ -282,6 +284,28 @@ def mask(
     common.train(run, settings, make)
 
 
+def threshold(
+    detector: Path,
+    *,
+    common: Common,
+    textures: Path | None = None,
+    crops: int = 600,
+    flags: Any = None,
+) -> None:
+    """Choose a detector's threshold on what was held out of its training; prints JSON.
+
+    Args:
+        detector: run folder of the stage mask, or a weights file.
+        textures: folder of damage textures, as in training.
+        crops: how many crops to judge by.
+    """
+    settings = _settings(MaskSettings, common.preset, flags)
+    if common.threads is not None:
+        torch.set_num_threads(common.threads)
+    found = choose_threshold(detector, settings, clean=common.clean, textures=textures, crops=crops)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
 def tone(run: Path, *, common: Common, flags: Any = None) -> None:
     """Learn to undo fading.
 
@@ -324,8 +348,8 @@ def release(
 # cyclopts reads the flags off the annotations; those of the settings are made from their fields
 vae.__annotations__["flags"] = _flags(VAESettings, frozenset({"domain"}))
 mapping.__annotations__["flags"] = _flags(MappingSettings)
-mask.__annotations__["flags"] = _flags(MaskSettings)
+mask.__annotations__["flags"] = threshold.__annotations__["flags"] = _flags(MaskSettings)
 tone.__annotations__["flags"] = _flags(ToneSettings)
 release.__annotations__["defaults"] = Annotated[_overrides(Defaults) | None, Parameter(name="*")]
-for command in (vae, mapping, mask, tone, release):
+for command in (vae, mapping, mask, threshold, tone, release):
     app.command(command)

@@ -127,11 +127,18 @@ class VAESettings(LoopSettings):
             )
 
 
+END_TO_END = "end-to-end"
+TRAINS = ("mapping", "all", END_TO_END)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MappingSettings(LoopSettings):
     """Stage "mapping": eq. 3 of Wan et al., with pixel losses in front for `compact`.
 
-    trains: "mapping" (both VAEs frozen, as published) or "all" (old encoder and clean decoder too).
+    trains: "mapping" (both VAEs frozen, as published), "all" (old encoder and clean decoder too) or
+        "end-to-end" (the same layers from random numbers on pixels alone, without VAE stages: what
+        the triplet is compared with).
+    vae: layout of encoder and decoder, for "end-to-end" alone; else it is that of the VAEs given.
     smallest_scale: clean photos are shrunk at random down to this, which hides their own JPEG;
         1 = their own pixels.
     pixel: weight of the L1 of pixels.
@@ -141,12 +148,17 @@ class MappingSettings(LoopSettings):
     lsgan, feature_matching, perceptual: weights of the adversarial loss, of the discriminator's
         features and of an ImageNet network's.
     mask_dilation_px: masks are grown by 0 up to this, as a detector's mask is never exact.
+    use_nonlocal: train the nonlocal block; if not, it is left out and the file restores without it.
     """
 
     trains: str = "mapping"
     network: MappingConfig | PaperMappingConfig = field(default_factory=MappingConfig)
+    vae: VAEConfig | PaperVAEConfig = field(default_factory=VAEConfig)
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
-    degradation: DegradationSettings = field(default_factory=DegradationSettings)
+    # half of the pixels of holes then lie in parts wider than 12 px, a quarter without
+    degradation: DegradationSettings = field(
+        default_factory=lambda: DegradationSettings(p_large=0.25)
+    )
     smallest_scale: float = 0.5
     pixel: float = 1.0
     hole_weight: float = 6.0
@@ -156,11 +168,17 @@ class MappingSettings(LoopSettings):
     feature_matching: float = 0.0
     perceptual: float = 0.0
     mask_dilation_px: int = 3
+    use_nonlocal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trains not in ("mapping", "all"):
-            raise ValueError(f"trains: expected 'mapping' or 'all', got {self.trains!r}")
+        if self.trains not in TRAINS:
+            raise ValueError(f"trains: expected one of {', '.join(TRAINS)}, got {self.trains!r}")
+        if self.trains == END_TO_END and (self.latent or self.plain_latent):
+            raise ValueError(
+                f"latent, plain_latent: trained {END_TO_END} there are no latents to compare with; "
+                "set both to 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +187,11 @@ class MaskSettings(LoopSettings):
 
     smallest_scale: photos are shrunk down to this before damage is laid on them. Small figures,
         windows and papers look like spots: the detector has to see many that are none.
+    native_share: share of the samples that are not shrunk: photos' own pixels.
     old_share: share of the samples whose ground is a real old photo, if there are any.
+    own_damage: probability above which the detector that a run starts from (``init_from``) is
+        believed about the own damage of a real old photo, which then teaches nothing.
+    distractor_share: share of the samples with something drawn in that is no damage.
     cross_entropy: weight of the binary cross-entropy.
     positive_weight: how many times a damaged pixel counts in ``cross_entropy``.
     focal: weight of the focal loss.
@@ -179,10 +201,16 @@ class MaskSettings(LoopSettings):
 
     network: DetectorConfig | PaperDetectorConfig = field(default_factory=DetectorConfig)
     degradation: DegradationSettings = field(
-        default_factory=lambda: DegradationSettings(p_structured=0.6, p_grey=0.5)
+        # a third of the crops without damage
+        default_factory=lambda: DegradationSettings(
+            p_undamaged=0.1, p_structured=0.72, p_grey=0.5, p_film=0.35, p_large=0.15
+        )
     )
     smallest_scale: float = 0.25
-    old_share: float = 0.5
+    native_share: float = 0.5
+    old_share: float = 0.3
+    own_damage: float = 0.9
+    distractor_share: float = 0.12
     cross_entropy: float = 1.0
     positive_weight: float = 1.0
     focal: float = 0.0

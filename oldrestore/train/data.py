@@ -4,6 +4,7 @@ Sample ``index`` of a run is a function of (seed, index) alone, so a resumed run
 loading processes and a run on more devices all see the same crops.
 """
 
+import functools
 import logging
 import re
 import zlib
@@ -30,6 +31,10 @@ CACHE_BYTES = 1_500_000_000  # decoded photos kept in memory, per loading proces
 PREFETCH = 4  # batches ahead, per loading process
 # "name__crop", "plate-b", "plate-g", "frame_00012": pictures of one scene stay in one split
 _FAMILY = re.compile(r"(__crop|-[bgr]|[-_]f?\d{1,5})+$")
+
+# what Pillow raises of files that are no photos, or no longer whole
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+TRIES = 100  # photos drawn in a row that turn out unreadable, before a run gives up
 
 Batch = dict[str, Tensor]
 
@@ -67,7 +72,9 @@ class PhotoFolders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: expected a folder of photos, found none there")
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        good = [path for path in found if self._is_readable(path)]
+        bad = {path for path in found if _fault(path, path.stat().st_mtime_ns) is not None}
+        self.unreadable += sorted(bad)
+        good = [path for path in found if path not in bad]
         if len(good) < len(found):
             log.warning("%s: %d of %d photos skipped", folder, len(found) - len(good), len(found))
         if not good:
@@ -78,24 +85,28 @@ class PhotoFolders:
         split = [path for path in good if is_held_out(path) == held_out]
         return split or good  # a handful of photos may have none held out
 
-    def _is_readable(self, path: Path) -> bool:
-        try:
-            with Image.open(path) as photo:
-                photo.draft("RGB", (64, 64))  # of a JPEG decodes an eighth: reads all, fast
-                photo.load()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            self.unreadable.append(path)
-            log.warning("skipped %s: %s", path, error)
-            return False
-        return True
-
     def __len__(self) -> int:
         return sum(map(len, self.groups))
 
     def pick(self, rng: Generator) -> np.ndarray:
-        """One photo, (H, W, 3) uint8."""
+        """One photo, (H, W, 3) uint8; one that has become unreadable is named once and passed over.
+
+        Raises:
+            ValueError: no photo of the folder can be read any more.
+        """
         group = self.groups[rng.integers(len(self.groups))]
-        return self._decode(group[rng.integers(len(group))])
+        for _ in range(TRIES):
+            path = group[rng.integers(len(group))]
+            try:
+                return self._decode(path)
+            except UNREADABLE as error:
+                if path not in self.unreadable:
+                    self.unreadable.append(path)
+                    log.warning("skipped %s: %s", path, error)
+        raise ValueError(
+            f"{group[0].parent}: {TRIES} photos drawn in a row could not be read any more; "
+            "is the disk still there?"
+        )
 
     def _decode(self, path: Path) -> np.ndarray:
         if path in self._cache:
@@ -112,6 +123,19 @@ class PhotoFolders:
             self._cache[path] = pixels
             self._cached_bytes += pixels.nbytes
         return pixels
+
+
+@functools.cache
+def _fault(path: Path, _changed_ns: int) -> str | None:
+    """Why a photo cannot be read; found out, and told, once for each state of the file."""
+    try:
+        with Image.open(path) as photo:
+            photo.draft("RGB", (64, 64))  # of a JPEG decodes an eighth: reads all, fast
+            photo.load()
+    except UNREADABLE as error:
+        log.warning("skipped %s: %s", path, error)
+        return str(error)
+    return None
 
 
 def crop(

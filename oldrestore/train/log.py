@@ -18,16 +18,20 @@ from rich.progress import (
 )
 from torch import Tensor
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class RunLog:
     """``metrics.jsonl`` and TensorBoard files in a folder, and a progress bar on a terminal.
 
     Figures are means since the last line. "data_wait" is the share of the time that the networks
-    waited for data.
+    waited for data. What a run that was killed wrote after step ``done``, from which it goes on, is
+    taken out: it is written again.
     """
 
-    def __init__(self, folder: Path, name: str, steps: int, is_main: bool) -> None:
+    def __init__(self, folder: Path, name: str, steps: int, is_main: bool, *, done: int) -> None:
         self.folder, self.name, self.steps, self.is_main = folder, name, steps, is_main
+        self.done = done
         self._clear()
 
     def _clear(self) -> None:
@@ -51,6 +55,8 @@ class RunLog:
         self._progress.start()
         self._task = self._progress.add_task(self.name, total=self.steps, figures="")
         self._board = self._open_board() if self.is_main else None
+        if self.is_main:
+            _keep_until(self.done, self.folder / METRICS_FILE)
         return self
 
     def _open_board(self) -> Any:
@@ -58,7 +64,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # tensorboard is of the extra `train`; the JSON lines are always there
             return None
-        return SummaryWriter(str(self.folder / "tensorboard"))
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.done + 1)
 
     def __exit__(
         self,
@@ -101,11 +107,27 @@ class RunLog:
     def _write(self, step: int, figures: dict[str, float]) -> None:
         if not self.is_main:
             return
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, step)
+
+
+def _keep_until(step: int, path: Path) -> None:
+    """Drop the lines of later steps, and one that was cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except ValueError:
+            continue
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    part.replace(path)
 
 
 def save_sheet(pictures: Tensor, columns: int, path: Path) -> None:

@@ -25,11 +25,19 @@ from torch.nn.parallel import DistributedDataParallel
 from oldrestore.train.config import LoopSettings
 from oldrestore.train.data import Batch, Samples, batches, fixed_batch, validation_crop_px
 from oldrestore.train.log import RunLog, save_sheet
-from oldrestore.train.state import STATE_FILE, STATE_FORMAT, read_state
+from oldrestore.train.state import (
+    STATE_FILE,
+    STATE_FORMAT,
+    check_settings,
+    read_state,
+    write_state,
+)
 
 log = logging.getLogger(__name__)
 
-VALIDATION_CROPS = 16
+
+class DivergedError(ValueError):
+    """Training came to numbers that are not finite; the message says where, and what was kept."""
 
 
 @dataclass
@@ -59,6 +67,7 @@ class Stage:
     validate: figures of (averaged) networks on a batch, by name.
     sheet: (averaged) networks on a batch -> pictures (N, 3, H, W), ``columns`` of them a row.
     judges: networks that no player trains and that only its losses look through.
+    validation_crops: how many held-out crops the figures are of.
     """
 
     name: str
@@ -71,6 +80,7 @@ class Stage:
     sheet: Callable[[nn.ModuleDict, Batch], Tensor]
     columns: int
     judges: Sequence[nn.Module] = ()
+    validation_crops: int = 16
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
@@ -138,6 +148,10 @@ class Trainer:
         Raises:
             KeyboardInterrupt: asked to stop (Ctrl-C, SIGTERM), after saving the step under way; one
                 of several processes stops at once and leaves the last saved state.
+            DivergedError: a loss or a gradient is not finite. The batch lies in the folder, and
+                the state saved last is as it was.
+            OSError: the last state could not be written, for want of space say. On the way this is
+                only told, and tried again later.
         """
         end = min(self.settings.steps, until or self.settings.steps)
         if self.step >= end:
@@ -145,9 +159,15 @@ class Trainer:
         held_out = None
         if self.rank == 0:
             crop_px = validation_crop_px(self.settings)
-            held_out = fixed_batch(self.stage.validation, VALIDATION_CROPS, crop_px)
+            held_out = fixed_batch(self.stage.validation, self.stage.validation_crops, crop_px)
         with (
-            RunLog(self.folder, self.stage.name, self.settings.steps, self.rank == 0) as run_log,
+            RunLog(
+                self.folder,
+                self.stage.name,
+                self.settings.steps,
+                self.rank == 0,
+                done=self.step,
+            ) as run_log,
             _stop_request(is_alone=self.world == 1) as stop,
         ):
             self._loop(end, held_out, run_log, stop)
@@ -170,22 +190,33 @@ class Trainer:
             waited = time.perf_counter() - waiting
             figures = self.train_step(batch)
             run_log.add(self.step, figures, waited, settings.batch)
-            if self.step % settings.log_every == 0:
-                run_log.write(self.step, learning_rate(settings, self.step) * settings.lr)
-            if held_out is not None:
-                if self.step % settings.validate_every == 0 or self.step == end:
-                    run_log.write_validation(self.step, self._validate(held_out))
-                if self.step % settings.sheet_every == 0 or self.step == end:
-                    self._sheet(held_out)
-            is_due = time.monotonic() - saved > 60 * settings.save_minutes
-            if self.step == end or stop.is_set() or is_due:
+            with _told("figures of the run"):
+                if self.step % settings.log_every == 0:
+                    run_log.write(self.step, learning_rate(settings, self.step) * settings.lr)
+                if held_out is not None:
+                    self._look(held_out, run_log, is_last=self.step == end)
+            if self.step == end or stop.is_set():
                 self.save()
+            elif time.monotonic() - saved > 60 * settings.save_minutes:
+                with _told("state; the one saved before is kept"):
+                    self.save()
                 saved = time.monotonic()
             if stop.is_set() and self.step < end:
                 raise KeyboardInterrupt
 
+    def _look(self, held_out: Batch, run_log: RunLog, *, is_last: bool) -> None:
+        """Figures and pictures of the held-out crops, where they are due."""
+        if self.step % self.settings.validate_every == 0 or is_last:
+            run_log.write_validation(self.step, self._validate(held_out))
+        if self.step % self.settings.sheet_every == 0 or is_last:
+            self._sheet(held_out)
+
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of every player; their losses by name, unweighted."""
+        """One step of every player; their losses by name, unweighted.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite; the optimiser did not get to see it.
+        """
         share = learning_rate(self.settings, self.step)
         figures: dict[str, Tensor] = {}
         for name, player in self.stage.players.items():
@@ -196,17 +227,38 @@ class Trainer:
             with self._autocast():
                 losses = self.modules[name](batch)
                 total = torch.stack([player.weights[k] * v for k, v in losses.items()]).sum()
+            if not total.isfinite():
+                raise self._diverged(name, "loss", losses, batch)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            if self.settings.clip:
-                self.scaler.unscale_(optimizer)
-                parameters = optimizer.param_groups[0]["params"]
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+            self.scaler.unscale_(optimizer)
+            parameters = optimizer.param_groups[0]["params"]
+            norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
+            # in fp16 gradients may overflow: the scaler leaves such a step out and scales less
+            if not (self.scaler.is_enabled() or norm.isfinite()):
+                raise self._diverged(name, "gradient", losses, batch)
             self.scaler.step(optimizer)
             figures |= {k: v.detach() for k, v in losses.items()}
         self.scaler.update()
         self.step += 1
         self._average()
         return figures
+
+    def _diverged(
+        self, player: str, what: str, losses: dict[str, Tensor], batch: Batch
+    ) -> DivergedError:
+        """What to raise, once the batch is saved beside the run."""
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        path = self.folder / f"diverged-{self.step + 1:07d}-{self.rank}.pt"
+        try:
+            torch.save({"step": self.step + 1, "losses": values, "batch": batch}, path)
+            kept = f"its batch is in {path}"
+        except (OSError, RuntimeError) as error:
+            kept = f"its batch could not be written: {error}"
+        said = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        return DivergedError(
+            f"{self.folder}: the {what} of {player} is not finite at step {self.step + 1} "
+            f"({said}); {kept}; the state saved last is untouched: start again with a lower --lr"
+        )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings.amp]
@@ -256,9 +308,21 @@ class Trainer:
         save_sheet(pictures, self.stage.columns, path)
 
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; the state that is there is left alone.
+            DivergedError: a weight is not finite.
+        """
         if self.rank:
             return
+        own = self.stage.networks.state_dict()
+        for name, value in (*own.items(), *self.averaged.items()):
+            if value.is_floating_point() and not value.isfinite().all():
+                raise DivergedError(
+                    f"{self.folder}: {name} is not finite at step {self.step}, not saved; "
+                    "the state saved last is untouched: start again with a lower --lr"
+                )
         state = {
             "format": STATE_FORMAT,
             "stage": self.stage.name,
@@ -271,21 +335,11 @@ class Trainer:
             "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
         }
-        part = self.state_path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.state_path)
+        write_state(self.state_path, state)
 
     def _resume(self) -> None:
         state = read_state(self.state_path, self.device)
-        # a setting that the run did not have yet was as its default now is
-        theirs = _as_json(type(self.settings)()) | json.loads(state["settings"])
-        ours = _as_json(self.settings)
-        for name in ours:
-            if name not in MAY_CHANGE and theirs[name] != ours[name]:
-                raise ValueError(
-                    f"{self.folder}: holds a run with {name}={theirs[name]}, not {ours[name]}; "
-                    f"give the same settings to continue it, or another folder to start anew"
-                )
+        check_settings(json.loads(state["settings"]), self.settings, self.folder)
         self.step = state["step"]
         self.stage.networks.load_state_dict(state["networks"])
         if self.settings.ema:
@@ -297,10 +351,13 @@ class Trainer:
         log.info("resumed %s at step %d", self.folder, self.step)
 
 
-def _as_json(settings: LoopSettings) -> dict[str, Any]:
-    """What reading the written settings gives back."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return values
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A file that cannot be written is worth a warning, not the run."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("could not write the %s: %s; training goes on", what, error)
 
 
 @contextlib.contextmanager
@@ -319,20 +376,6 @@ def _stop_request(*, is_alone: bool) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# settings that a resumed run may change: how long, and what is written when
-MAY_CHANGE = frozenset(
-    {
-        "steps",
-        "late_share",
-        "workers",
-        "log_every",
-        "validate_every",
-        "sheet_every",
-        "save_minutes",
-    }
-)
 
 
 def noise_like(x: Tensor, seeds: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ the input: fading is the tone head's part. The published networks see holes pain
 them filled; the published quality variant sees no mask at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from oldrestore.fill import fill_holes, paint_white
 from oldrestore.mapping import MappingNetwork, PaperMappingNetwork, make_mapping
 from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
-from oldrestore.train.config import MappingSettings
+from oldrestore.train.config import END_TO_END, MappingSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.players import (
@@ -36,7 +36,7 @@ from oldrestore.train.players import (
 from oldrestore.train.state import Source, kind_of, read_source
 from oldrestore.vae import VAE
 
-Mapping = MappingNetwork | PaperMappingNetwork
+Translator = MappingNetwork | PaperMappingNetwork
 AT_ONCE = 4  # held-out crops: validation shall not need more memory than a step of a small batch
 LOSSES = ("pixel", "latent", "plain_latent", "lsgan", "feature_matching", "perceptual")
 
@@ -62,7 +62,7 @@ class Pairs:
         return {"degraded": pair.image, "mask": mask, "target": pair.target}
 
 
-def shown(mapping: Mapping, degraded: Tensor, mask: Tensor) -> Tensor:
+def shown(mapping: Translator, degraded: Tensor, mask: Tensor) -> Tensor:
     """What the old encoder is given of a damaged image, as in restoring."""
     if not mapping.uses_mask:
         return degraded
@@ -76,7 +76,7 @@ class Translation(nn.Module):
     def __init__(
         self,
         vae_old: VAE,
-        mapping: Mapping,
+        mapping: Translator,
         vae_clean: VAE,
         *,
         settings: MappingSettings,
@@ -135,7 +135,7 @@ def make_stage(
     Args:
         clean: folders of clean photos.
         vae_old, vae_clean: run folders of the stages before, or weights files; may be left out if
-            ``init_from`` is given.
+            ``init_from`` is given. Trained end to end, there are none.
         textures: a folder of damage textures.
         backbone: weights of a perceptual backbone.
         init_from: run folder of a mapping stage, or weights file, to start from, with the VAEs
@@ -149,16 +149,6 @@ def make_stage(
     judge = perceptual_backbone(backbone, settings.perceptual)
     pieces = TextureSet.from_folder(textures) if textures is not None else None
 
-    def samples(held_out: bool) -> Pairs:
-        smallest = smallest_px(settings, held_out=held_out)
-        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-        damage = settings.degradation
-        if held_out:  # figures of damaged, not faded photos: tone would hide the rest
-            holes = float(damage.p_structured > 0)
-            damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes)
-        grown = 0 if held_out else settings.mask_dilation_px
-        return Pairs(photos, damage, pieces, settings.smallest_scale, grown)
-
     vae = networks["vae_old"]
     assert isinstance(vae, VAE)
     kind = kind_of(settings.network)
@@ -167,13 +157,31 @@ def make_stage(
         config={"preset": kind, "vae": asdict(vae.config), "mapping": asdict(settings.network)},
         networks=networks,
         players=_players(settings, networks, judge),
-        samples=samples(held_out=False),
-        validation=samples(held_out=True),
+        samples=_pairs(settings, clean, pieces, held_out=False),
+        validation=_pairs(settings, clean, pieces, held_out=True),
         validate=_validate,
         sheet=_sheet,
         columns=4,
         judges=[] if judge is None else [judge],
     )
+
+
+def _pairs(
+    settings: MappingSettings,
+    clean: Sequence[Path],
+    textures: TextureSet | None,
+    *,
+    held_out: bool,
+) -> Pairs:
+    """Pairs to train on; held out, damaged and not faded ones: tone would hide the rest."""
+    smallest = smallest_px(settings, held_out=held_out)
+    photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
+    damage, grown = settings.degradation, settings.mask_dilation_px
+    if held_out:  # with no more large holes than in evaluation
+        holes = float(damage.p_structured > 0)
+        damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes, p_large=0.0)
+        grown = 0
+    return Pairs(photos, damage, textures, settings.smallest_scale, grown)
 
 
 def _players(
@@ -182,11 +190,11 @@ def _players(
     """The mapping, with what is trained beside it, then the discriminator if its loss is on."""
     old, mapping, new = (networks[name] for name in ("vae_old", "mapping", "vae_clean"))
     assert isinstance(old, VAE)
-    assert isinstance(mapping, Mapping)
+    assert isinstance(mapping, Translator)
     assert isinstance(new, VAE)
     for vae in (old, new):
         vae.requires_grad_(False)
-    if settings.trains == "all":  # what restoring uses: old encoder, mapping, clean decoder
+    if settings.trains != "mapping":  # what restoring uses: old encoder, mapping, clean decoder
         old.encoder.requires_grad_(True)
         new.decoder.requires_grad_(True)
     critic = None
@@ -203,7 +211,7 @@ def _players(
 def _networks(
     settings: MappingSettings, vae_old: Path | None, vae_clean: Path | None, init_from: Path | None
 ) -> nn.ModuleDict:
-    """Both VAEs and the mapping, each from where it is said to come from.
+    """Both VAEs and the mapping, each from where it is said to come from, or all untrained.
 
     Raises:
         ValueError: a VAE comes from nowhere, or a network does not fit.
@@ -216,7 +224,12 @@ def _networks(
         "vae_clean": ("to_logvar",) if is_encoded else ("encoder", "to_logvar"),
     }
     networks = nn.ModuleDict()
+    if settings.trains == END_TO_END:
+        _check_fresh(settings, {"vae_old": vae_old, "vae_clean": vae_clean, "init_from": init_from})
+        networks = nn.ModuleDict({name: VAE(settings.vae) for name in ("vae_old", "vae_clean")})
     for name, path in (("vae_old", vae_old), ("vae_clean", vae_clean)):
+        if name in networks:
+            continue
         source = start if path is None else read_source(path)
         if source is None:
             raise ValueError(
@@ -224,10 +237,43 @@ def _networks(
                 "folder or weights file that holds both VAEs and a mapping"
             )
         networks[name] = _vae(source, name, unused[name], settings)
-    networks["mapping"] = make_mapping(settings.network)
+    mapping = networks["mapping"] = make_mapping(settings.network)
     if start is not None:
-        start.fill(networks["mapping"], start.name_of("mapping"), settings.network)
+        start.fill(mapping, start.name_of("mapping"), settings.network)
+    mapping.use_nonlocal = settings.use_nonlocal
+    if not settings.use_nonlocal:
+        _silence_nonlocal(mapping)
     return networks
+
+
+def _check_fresh(settings: MappingSettings, given: Mapping[str, Path | None]) -> None:
+    """End to end, nothing is given and the layouts go together.
+
+    Raises:
+        ValueError: they do not, or something is.
+    """
+    for name, path in given.items():
+        if path is not None:
+            raise ValueError(f"{name}: trained {END_TO_END}, all starts from random numbers")
+    vae, mapping = settings.vae, settings.network
+    if (kind_of(vae), vae.latent_channels) != (kind_of(mapping), mapping.latent_channels):
+        raise ValueError(
+            f"vae: of preset {kind_of(vae)} with {vae.latent_channels} channels; the mapping is of "
+            f"{kind_of(mapping)} with {mapping.latent_channels}"
+        )
+
+
+def _silence_nonlocal(mapping: Translator) -> None:
+    """Let the block add nothing, for good: what is released restores as it was trained.
+
+    Raises:
+        ValueError: this network has no such block.
+    """
+    if not isinstance(mapping, MappingNetwork):
+        raise ValueError("use_nonlocal: only the mapping of compact can be trained without it")
+    mapping.nonlocal_block.requires_grad_(False)
+    for parameter in mapping.nonlocal_block.nu.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _vae(source: Source, name: str, unused: Sequence[str], settings: MappingSettings) -> VAE:
@@ -247,7 +293,7 @@ def _restore(networks: nn.ModuleDict, degraded: Tensor, mask: Tensor) -> tuple[T
     """What the networks are shown of damaged images, and what they make of it."""
     old, mapping, new = (networks[name] for name in ("vae_old", "mapping", "vae_clean"))
     assert isinstance(old, VAE)
-    assert isinstance(mapping, Mapping)
+    assert isinstance(mapping, Translator)
     assert isinstance(new, VAE)
     given = shown(mapping, degraded, mask)
     restored = [

@@ -1,11 +1,13 @@
 """Stage "mask": learn to find structured damage (Wan et al., CVPR 2020, section 3.3).
 
 The label is what the damage visibly changed: a white scratch on a white collar teaches nothing but
-to see scratches in collars. Real old photos may be given as further ground to lay damage on: their
-collars, plate edges and faint figures are what a detector most easily takes for damage. Their own
-damage is not labelled, which is a small error: it covers far less than what is laid on them.
+to see scratches in collars. What changed a little is neither damaged nor sound and teaches nothing.
+Real old photos may be given as further ground to lay damage on: their collars, plate edges and
+faint figures are what a detector most easily takes for damage. They have damage of their own, which
+nobody labelled: what the detector that a run starts from is sure of there teaches nothing either.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,18 +19,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.degradation import (
+    DegradationSettings,
     TextureSet,
     degrade,
     sample_degradation,
 )
+from oldrestore.detection import DetectionScores
 from oldrestore.mask import PaperDetector, ScratchDetector, make_detector
 from oldrestore.train import losses
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
+from oldrestore.train.distractors import add_distractor
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.state import kind_of, read_source
 
-THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # of which validation looks for the best
+Detector = ScratchDetector | PaperDetector
+HELD_OUT_TEXTURES = 0.15  # share of the textures kept for validation
+VALIDATION_CROPS = 64  # in turn of the ordinary and of the film-like mix
+FILM_COVERAGE = (0.001, 0.003)  # of the film-like mix: about 0.3 %, as on real film scans
+AT_ONCE = 8  # held-out crops: validation shall not need more memory than a step
+CERTAINLY_SOUND = -30.0  # logit whose losses and gradients are zero to rounding
 # a real old photo has its blur, grain and tone; only structured damage is laid on it
 ALREADY_OLD: dict[str, Any] = {
     "p_blur": 0.0,
@@ -42,33 +52,59 @@ ALREADY_OLD: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LabelledDamage:
-    """A damaged crop and where the structured damage shows."""
+    """A damaged crop, all its damage, and the part of that which shows.
+
+    degradations: taken in turn, by the number of the sample.
+    """
 
     clean: PhotoFolders
     old: PhotoFolders | None
     settings: MaskSettings
+    degradations: tuple[DegradationSettings, ...]
     textures: TextureSet | None
 
-    def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        photos, damage = self.clean, self.settings.degradation
-        if self.old is not None and rng.random() < self.settings.old_share:
+    def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:
+        photos, which = self.clean, index % len(self.degradations)
+        damage = self.degradations[which]
+        is_old = self.old is not None and bool(rng.random() < self.settings.old_share)
+        if self.old is not None and is_old:
             photos, damage = self.old, replace(damage, **ALREADY_OLD)
-        ground = crop(photos.pick(rng), crop_px, rng, smallest_scale=self.settings.smallest_scale)
+        is_native = rng.random() < self.settings.native_share
+        scale = 1.0 if is_native else self.settings.smallest_scale
+        ground = crop(photos.pick(rng), crop_px, rng, smallest_scale=scale)
+        if rng.random() < self.settings.distractor_share:
+            ground = add_distractor(ground, rng)
         drawn = sample_degradation(rng, crop_px, crop_px, settings=damage, textures=self.textures)
         pair = degrade(ground, drawn, self.textures)
-        return {"degraded": pair.image, "label": pair.labelled}
+        return {
+            "degraded": pair.image,
+            "label": pair.labelled,
+            "damaged": pair.mask,
+            "mix": torch.tensor(which),
+            "ground": ground,
+            "is_old": torch.tensor(is_old),
+        }
 
 
 class Detection(nn.Module):
-    """The detector's side, the only one."""
+    """The detector's side, the only one.
 
-    def __init__(self, detector: ScratchDetector | PaperDetector, settings: MaskSettings) -> None:
+    teacher: what the detector was, to find the own damage of real old photos.
+    """
+
+    def __init__(
+        self, detector: Detector, settings: MaskSettings, teacher: Detector | None = None
+    ) -> None:
         super().__init__()
         self.detector = detector
         self.settings = settings
+        self._teacher = (teacher,)  # in a tuple: it is no part of this player
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        logits, label = self.detector(batch["degraded"]), batch["label"]
+        label = batch["label"]
+        unsure = (batch["damaged"] > 0) | self._own_damage(batch)
+        logits = self.detector(batch["degraded"])
+        logits = logits.masked_fill(unsure & (label == 0), CERTAINLY_SOUND)
         settings, found = self.settings, {}
         if settings.cross_entropy:
             found["cross_entropy"] = F.binary_cross_entropy_with_logits(
@@ -78,6 +114,16 @@ class Detection(nn.Module):
             found["focal"] = losses.focal(logits, label, settings.focal_gamma)
         if settings.dice:
             found["dice"] = losses.dice(logits, label)
+        return found
+
+    @torch.no_grad()
+    def _own_damage(self, batch: Batch) -> Tensor:
+        """(B, 1, H, W): what the teacher is sure of in real old photos, before damage was laid."""
+        found = torch.zeros_like(batch["damaged"], dtype=torch.bool)
+        (teacher,), is_old = self._teacher, batch["is_old"]
+        if teacher is not None and is_old.any():
+            probability = teacher(batch["ground"][is_old]).sigmoid()
+            found[is_old] = probability > self.settings.own_damage
         return found
 
 
@@ -102,51 +148,98 @@ def make_stage(
     """
     torch.manual_seed(settings.seed)
     detector = make_detector(settings.network)
+    teacher = None
     if init_from is not None:
         source = read_source(init_from)
         source.fill(detector, source.name_of("mask"), settings.network)
-    pieces = TextureSet.from_folder(textures) if textures is not None else None
-
-    def samples(held_out: bool) -> LabelledDamage:
-        smallest = smallest_px(settings, held_out=held_out)
-        photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-        real = PhotoFolders(old, held_out=held_out, smallest_px=smallest) if old else None
-        chosen = settings
-        if held_out:
-            chosen = replace(settings, degradation=replace(settings.degradation, p_structured=0.8))
-        return LabelledDamage(photos, real, chosen, pieces)
-
+        teacher = copy.deepcopy(detector).eval().requires_grad_(False) if old else None
+    pieces = None if textures is None else TextureSet.from_folder(textures)
     weights = {name: getattr(settings, name) for name in ("cross_entropy", "focal", "dice")}
     return Stage(
         name="mask",
         config={"preset": kind_of(settings.network), "mask": asdict(settings.network)},
         networks=nn.ModuleDict({"mask": detector}),
-        players={"mask": Player(Detection(detector, settings), weights, settings.lr)},
-        samples=samples(held_out=False),
-        validation=samples(held_out=True),
+        players={"mask": Player(Detection(detector, settings, teacher), weights, settings.lr)},
+        samples=damaged_crops(settings, clean, pieces, old=old),
+        validation=held_out_crops(settings, clean, pieces),
         validate=_validate,
         sheet=_sheet,
         columns=3,
+        judges=[] if teacher is None else [teacher],
+        validation_crops=VALIDATION_CROPS,
     )
 
 
-def _probability(networks: nn.ModuleDict, batch: Batch) -> Tensor:
+def damaged_crops(
+    settings: MaskSettings,
+    clean: Sequence[Path],
+    textures: TextureSet | None,
+    *,
+    old: Sequence[Path] = (),
+) -> LabelledDamage:
+    """Crops to train on.
+
+    Raises:
+        ValueError: a folder is missing or holds nothing readable.
+    """
+    smallest = smallest_px(settings, held_out=False)
+    photos = PhotoFolders(clean, held_out=False, smallest_px=smallest)
+    real = PhotoFolders(old, held_out=False, smallest_px=smallest) if old else None
+    pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[0]
+    return LabelledDamage(photos, real, settings, (settings.degradation,), pieces)
+
+
+def held_out_crops(
+    settings: MaskSettings, clean: Sequence[Path], textures: TextureSet | None
+) -> LabelledDamage:
+    """Held-out crops of photos as they are, with textures kept back, in two mixes in turn.
+
+    The ordinary mix is the settings' with the damage of evaluation; the film-like one has a film's.
+    No real old photos: nobody knows where those are damaged.
+
+    Raises:
+        ValueError: a folder is missing or holds nothing readable.
+    """
+    smallest = smallest_px(settings, held_out=True)
+    photos = PhotoFolders(clean, held_out=True, smallest_px=smallest)
+    pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
+    film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
+    mixes = (replace(settings.degradation, p_film=0.0, p_large=0.0), film)
+    plain = replace(settings, native_share=1.0, distractor_share=0.0)
+    return LabelledDamage(photos, None, plain, mixes, pieces)
+
+
+def probability(detector: Detector, degraded: Tensor) -> Tensor:
     """At the scale of the crops, to which the published detector brings whole photos."""
-    logits: Tensor = networks["mask"](batch["degraded"])
-    return logits.sigmoid()
+    return torch.cat([detector(few).sigmoid() for few in torch.split(degraded, AT_ONCE)])
+
+
+def score_mixes(detector: Detector, batch: Batch, scores: Sequence[DetectionScores]) -> None:
+    """Count held-out crops, each with the scores of its mix."""
+    found = probability(detector, batch["degraded"])
+    for number, mix in enumerate(scores):
+        chosen = batch["mix"] == number
+        if chosen.any():
+            mix.add(found[chosen], batch["label"][chosen], batch["damaged"][chosen])
 
 
 def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
-    """Of single pixels: F1 at probability 0.5, and the best F1 with its threshold."""
-    probability, label = _probability(networks, batch), batch["label"] > 0.5
+    """Of either mix: average precision, the best F1 with its threshold, and figures at 0.5."""
+    scores = {"ordinary": DetectionScores(), "film": DetectionScores()}
+    score_mixes(_detector(networks), batch, list(scores.values()))
+    figures = {}
+    for name, mix in scores.items():
+        figures[f"{name}_ap"] = mix.average_precision()
+        figures[f"{name}_f1_best"] = float(mix.f1().max())
+        figures[f"{name}_threshold_best"] = mix.best_threshold()
+        figures |= {f"{name}_{key}": value for key, value in mix.at(0.5).items()}
+    return figures
 
-    def f1(threshold: float) -> float:
-        found = probability > threshold
-        both = float((found & label).sum())
-        return 2 * both / max(1.0, float(found.sum() + label.sum()))
 
-    best = max(THRESHOLDS, key=f1)
-    return {"f1": f1(0.5), "f1_best": f1(best), "threshold_best": best}
+def _detector(networks: nn.ModuleDict) -> Detector:
+    detector = networks["mask"]
+    assert isinstance(detector, Detector)
+    return detector
 
 
 def _sheet(networks: nn.ModuleDict, batch: Batch) -> Tensor:
@@ -155,7 +248,7 @@ def _sheet(networks: nn.ModuleDict, batch: Batch) -> Tensor:
 
     columns = [
         batch["degraded"],
-        grey(_probability(networks, batch)),
+        grey(probability(_detector(networks), batch["degraded"])),
         grey(batch["label"]),
     ]
     return torch.stack(columns, dim=1).flatten(0, 1)

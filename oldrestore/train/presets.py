@@ -148,6 +148,7 @@ def _paper_mapping(variant: str) -> Changes:
         **_PAPER_LOOP,
         **_PAPER_LOSSES,
         "network": PaperMappingConfig(variant=variant),
+        "vae": PaperVAEConfig(),
         "adversary": AdversarySettings(
             channels=64, scales=2, lr=4e-4 if is_quality else 2e-4, spectral_norm=not is_quality
         ),
@@ -199,7 +200,8 @@ def _paper_tiny_vae(domain: str) -> Changes:
 
 def _paper_tiny_mapping(variant: str) -> Changes:
     network = PaperMappingConfig(variant=variant, latent_channels=8, channels=32, blocks=3)
-    return _short_game(_paper_mapping(variant), network)
+    narrow = PaperVAEConfig(latent_channels=network.latent_channels)
+    return {**_short_game(_paper_mapping(variant), network), "vae": narrow}
 
 
 # nothing but what is to be found: a short run has no time to learn what is not
@@ -230,7 +232,7 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str | None, Changes]] = {
     ("tiny", VAESettings): {
         domain: {"domain": domain, "network": _TINY_VAE, **_TINY_LOOP} for domain in _DOMAINS
     },
-    ("tiny", MappingSettings): {None: {"network": _TINY_MAPPING, **_TINY_LOOP}},
+    ("tiny", MappingSettings): {None: {"network": _TINY_MAPPING, "vae": _TINY_VAE, **_TINY_LOOP}},
     ("tiny", MaskSettings): {
         None: {
             "network": DetectorConfig(channels=(12, 16, 24), blocks=(1, 1, 1)),

@@ -1,8 +1,10 @@
 """What stages leave behind and start from: the state of a run, or a weights file."""
 
 import json
+import os
 import pickle
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,27 @@ from torch import Tensor, nn
 
 from oldrestore.checkpoint import config_from_json, load_strictly, read_checkpoint
 from oldrestore.config import restorer_config
+from oldrestore.degradation import DegradationSettings
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import ToneConfig
+from oldrestore.train.config import LoopSettings
 from oldrestore.vae import PaperVAEConfig, VAEConfig
 
 STATE_FORMAT = 1
 STATE_FILE = "state.pt"
+# settings that a resumed run may change: how long, and what is written when
+MAY_CHANGE = frozenset(
+    {
+        "steps",
+        "late_share",
+        "workers",
+        "log_every",
+        "validate_every",
+        "sheet_every",
+        "save_minutes",
+    }
+)
 
 PaperLayout = PaperVAEConfig | PaperMappingConfig | PaperDetectorConfig
 Layout = VAEConfig | MappingConfig | DetectorConfig | ToneConfig | PaperLayout
@@ -38,6 +54,55 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise ValueError(f"{path}: not a training state of format {STATE_FORMAT}")
     return state
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there is left alone.
+    """
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave a name without content
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path}: step {state['step']} could not be saved: {error}") from error
+
+
+def check_settings(theirs: Mapping[str, Any], settings: LoopSettings, folder: Path) -> None:
+    """A run goes on with the settings it had, but for those of ``MAY_CHANGE``.
+
+    Args:
+        theirs: as they stand in its state. A setting that the run did not have yet was as its
+            default now is; one of the degradation, as it is for evaluation.
+        settings: that it shall go on with.
+        folder: of the run, for messages.
+
+    Raises:
+        ValueError: they differ; names the first.
+    """
+    ours = _as_json(settings)
+    filled = _as_json(type(settings)()) | dict(theirs)
+    for field in fields(settings):
+        if isinstance(getattr(settings, field.name), DegradationSettings):
+            filled[field.name] = _as_json(DegradationSettings()) | filled[field.name]
+    for name in ours:
+        if name not in MAY_CHANGE and filled[name] != ours[name]:
+            raise ValueError(
+                f"{folder}: holds a run with {name}={filled[name]}, not {ours[name]}; "
+                f"give the same settings to continue it, or another folder to start anew"
+            )
+
+
+def _as_json(settings: Any) -> dict[str, Any]:
+    """What reading the written settings gives back."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return values
 
 
 def kind_of(layout: Layout) -> str:

@@ -94,14 +94,14 @@ def test_steps_before_the_damage_do_not_widen_the_mask(photo: Tensor) -> None:
 
 def test_damage_that_cannot_be_seen_is_not_labelled() -> None:
     white = torch.full((3, 64, 64), 0.99)
-    # on white, 2 % are 5 levels of 8 bits: above what touches a pixel, below what is seen
-    faint = Spot((20.0, 20.0), 8.0, 0.1, 1.0, 1.0, (0.98, 0.98, 0.98), "multiply", 1)
+    # on white, 4 % are 10 levels of 8 bits: above what touches a pixel, below what shows by itself
+    faint = Spot((20.0, 20.0), 8.0, 0.1, 1.0, 1.0, (0.96, 0.96, 0.96), "multiply", 1)
     plain = Spot((45.0, 45.0), 8.0, 0.1, 1.0, 1.0, (0.2, 0.2, 0.2), "multiply", 2)
     degraded = apply(white, faint, plain)
     for row, is_seen in ((20, 0), (45, 1)):
         assert degraded.mask[0, row, row] == 1
         assert degraded.labelled[0, row, row] == is_seen
-    seen = replace(faint, color=(0.97, 0.97, 0.97))  # 7 levels
+    seen = replace(faint, color=(0.95, 0.95, 0.95))  # 13 levels
     assert apply(white, seen).labelled[0, 20, 20] == 1
 
 

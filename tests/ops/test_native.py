@@ -39,7 +39,7 @@ def test_a_map_outlives_those_it_shared_memory_with() -> None:
 
 
 def test_freed_memory_is_used_again() -> None:
-    size = 40 * 2**20  # floats: more than is kept outside the context
+    size = 20 * 2**20  # floats: more than is kept outside the context
     with freed_memory_kept():
         first = NATIVE.empty(size)
         address = first.__array_interface__["data"][0]
@@ -61,7 +61,7 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 with freed_memory_kept():
-    _native.core().empty(40 * 2**20).fill(1.0)
+    _native.core().empty(20 * 2**20).fill(1.0)
     before = resident_bytes()
 print(before - resident_bytes())
 """
@@ -71,7 +71,7 @@ print(before - resident_bytes())
 def test_memory_goes_back_when_the_context_ends() -> None:
     command = [sys.executable, "-c", MEASURE_WHAT_GOES_BACK]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert int(done.stdout) > 3 * 40 * 2**20  # most of its four bytes each
+    assert int(done.stdout) > 3 * 20 * 2**20  # most of its four bytes each
 
 
 def test_an_impossible_size_is_refused() -> None:

@@ -2,7 +2,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from oldrestore.train.config import MappingSettings, MaskSettings, VAESettings
 from oldrestore.train.loop import Trainer, learning_rate, noise_like
 from oldrestore.train.players import Adversary
 from oldrestore.train.presets import preset
-from oldrestore.train.state import read_source, read_state
+from oldrestore.train.state import check_settings, read_source, read_state
 from oldrestore.vae import VAE, VAEConfig
 
 CPU = torch.device("cpu")
@@ -351,3 +351,18 @@ def test_autocast_trains(clean_folder: Path, tmp_path: Path) -> None:
         after = stage.networks.state_dict()
         assert all(v.dtype == torch.float32 for v in after.values())
         assert any(not torch.equal(v, before[k]) for k, v in after.items())
+
+
+def test_a_run_from_before_a_setting_of_the_damage_had_none_of_it(tmp_path: Path) -> None:
+    vae, mapping = VAESettings(), MappingSettings()
+    for settings in (vae, mapping):
+        written = json.loads(json.dumps(asdict(settings)))
+        check_settings(written, settings, tmp_path)
+        del written["degradation"]["p_large"]
+        if settings is vae:
+            check_settings(written, settings, tmp_path)
+        else:  # mappings learn large holes now; that run did not
+            with pytest.raises(ValueError, match="holds a run with degradation="):
+                check_settings(written, settings, tmp_path)
+            same = replace(mapping, degradation=replace(mapping.degradation, p_large=0.0))
+            check_settings(written, same, tmp_path)
