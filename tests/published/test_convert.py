@@ -188,7 +188,7 @@ def test_the_quality_variant_fills_no_holes(
     assert result.mask is None
     assert np.array_equal(result.image, restorer.restore(photo, mask=None).image)
     assert restorer.detect(photo).shape == (40, 52)
-    with pytest.raises(ValueError, match=r'mask: these weights .variant "quality"'):
+    with pytest.raises(ValueError, match=r'mask: expected none; these weights .variant "quality"'):
         restorer.restore(photo, mask=np.zeros((40, 52)))
     with pytest.raises(ValueError, match="tone: these weights have no tone head"):
         restorer.restore(photo, tone=0.5)

@@ -96,7 +96,13 @@ def detection(logits: Tensor, label: Tensor, **weights: float) -> Tensor:
     """The one loss of the detector's stage that has a weight, of a network that does nothing."""
     nothing = {"cross_entropy": 0.0, "focal": 0.0, "dice": 0.0}
     settings = replace(MaskSettings(), **(nothing | weights))  # type: ignore[arg-type]
-    found = Detection(nn.Identity(), settings)({"degraded": logits, "label": label})  # type: ignore[arg-type]
+    batch = {
+        "degraded": logits,
+        "label": label,
+        "damaged": torch.zeros_like(label),
+        "is_old": torch.zeros(len(label), dtype=torch.bool),
+    }
+    found = Detection(nn.Identity(), settings)(batch)  # type: ignore[arg-type]
     (loss,) = found.values()
     return loss
 
