@@ -33,8 +33,8 @@ struct Ahead {
   int64_t step;
 };
 
-// Matrices in rows, those of c `stride` apart. `a` is operands: pieces of kDepth channels one after the other,
-// rows of padded channels in each; or, transposed, one such piece.
+// Matrices in rows, those of c `stride` apart. `a` is operands: pieces of kDepth channels one after
+// the other, rows of padded channels in each; or, transposed, one such piece.
 struct Product {
   const float* a;
   int64_t a_stride;  // transposed only
@@ -47,8 +47,9 @@ struct Product {
 
 // sum (kRowCount, vectors) += a (kRowCount, depth) b (depth, vectors), in registers.
 template <int kRowCount, int kVectors, int64_t kRowStep>
-OLDRESTORE_INLINE void add_products(const float* a, int64_t row_step, int64_t depth_step, const float* b,
-                         int64_t depth, Ahead ahead, Vector sum[kRowCount][kVectors]) {
+OLDRESTORE_INLINE void add_products(const float* a, int64_t row_step, int64_t depth_step,
+                                    const float* b, int64_t depth, Ahead ahead,
+                                    Vector sum[kRowCount][kVectors]) {
   if (kRowStep != 0) row_step = kRowStep;  // known here: no arithmetic for addresses
   for (int64_t k = 0; k < depth; ++k, a += depth_step, b += kVectors * kLanes) {
     __builtin_prefetch(ahead.data + k * ahead.step, 0, 2);

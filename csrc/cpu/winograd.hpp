@@ -19,7 +19,8 @@ constexpr int64_t kChannelBlock = 16;         // channels inside are padded to t
 constexpr int64_t kPanelChannels = 48;        // output channels of one product, at most
 constexpr int64_t kStripChannels = 64;        // channels of a strip, at most
 constexpr int64_t kDepth = 64;                // channels of operands that lie together, at most
-static_assert(kDepth <= kStripChannels && kPanelChannels <= kStripChannels, "a strip is too narrow");
+static_assert(kDepth <= kStripChannels && kPanelChannels <= kStripChannels,
+              "a strip is too narrow");
 
 // Inlined always: a copy left for the linker to merge could come from the file compiled for
 // AVX-512.

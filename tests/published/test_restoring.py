@@ -55,6 +55,14 @@ def _mask(height: int, width: int, batch: int = 1) -> Tensor:
     return mask
 
 
+def _rounded_anew(image: Tensor, count: int = 8) -> list[Tensor]:
+    """The image, and others that differ from it by a rounding in each value."""
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.finfo(image.dtype).eps
+    signs = [torch.randint(0, 2, image.shape, generator=generator) * 2 - 1 for _ in range(count)]
+    return [image, *(image * (1 + eps * sign) for sign in signs)]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_comes_back_the_same_from_every_backend(
@@ -66,17 +74,17 @@ def test_every_size_comes_back_the_same_from_every_backend(
     assert restored.isfinite().all()
     assert restored.std() > 0.05
     reference = make(variant, "reference")
-    in_single = reference.restore_tensor(image, mask)
+    # Norms over a few cells multiply rounding, each time by another chance: so what is allowed is
+    # what the reference itself errs by on the same photo, rounded in several ways.
+    in_single = [reference.restore_tensor(like, mask) for like in _rounded_anew(image)]
     reference.dtype = torch.float64
     for network in reference.networks().values():
         network.double()
     exact = reference.restore_tensor(image, mask)
-    # Norms over a few cells multiply rounding by chance: of two ways equally good over 16 draws of
-    # the weights, one errs 0.1 to 6 times as much as the other. A wrong way errs by more than 0.2.
-    allowed = 10 * (in_single - exact).abs().max() + 1e-4
-    assert allowed < 0.2
+    errors = [float((single - exact).abs().max()) for single in in_single]
+    allowed = 4 * max(errors) + 1e-4  # a fast convolution errs about twice as much
+    assert allowed < 0.2  # a wrong way errs by more
     assert (restored - exact).abs().max() <= allowed
-    assert allowed < 0.2
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,6 +14,7 @@ from oldrestore.checkpoint import read_checkpoint
 from oldrestore.fill import paint_white
 from oldrestore.mapping import PaperMappingConfig
 from oldrestore.mask import PaperDetector
+from oldrestore.ops import set_backend
 from oldrestore.pipeline import Restorer
 from oldrestore.train import mapping, mask, vae
 from oldrestore.train.config import MappingSettings, MaskSettings, VAESettings
@@ -48,9 +49,11 @@ def test_fine_tuning_starts_at_the_loss_of_the_file(
     weights = write_paper(tmp_path / "paper.safetensors", variant)
     stage = mapping_stage(weights, variant, lsgan=0.0, feature_matching=0.0, pixel=1.0)
     batch = fixed_batch(stage.samples, 3, 64)
+    # with gradients small maps go through another backend than without
+    set_backend(stage.players["mapping"].module, "reference")
     found = stage.players["mapping"].module(batch)
 
-    restorer = Restorer.load(weights)
+    restorer = Restorer.load(weights, backend="reference")
     clean_encoder = vae.VAE(restorer.config.vae).encoder
     tensors = read_checkpoint(weights).tensors
     prefix = "vae_clean.encoder."
@@ -64,8 +67,8 @@ def test_fine_tuning_starts_at_the_loss_of_the_file(
         mapped = restorer.mapping(restorer.vae_old_encoder(given), hole)
         latent = F.l1_loss(mapped, clean_encoder(target))
         weighed = (restorer.vae_clean_decoder(mapped) - target).abs() * (1 + 6.0 * hole)
-    assert found["plain_latent"].item() == pytest.approx(latent.item(), rel=1e-4)
-    assert found["pixel"].item() == pytest.approx(weighed.mean().item(), rel=1e-4)
+    assert found["plain_latent"].item() == pytest.approx(latent.item(), rel=1e-5)
+    assert found["pixel"].item() == pytest.approx(weighed.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("domain", ["old", "clean"])
