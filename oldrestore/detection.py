@@ -25,12 +25,12 @@ class DetectionScores:
     """Counts over any number of pictures; nothing is kept but histograms of probabilities.
 
     tolerance_px: how far from each other found and visible damage may lie.
+    histograms: (3, BINS), the probabilities of pixels at visible damage and of sound ones, and of
+        visible damage the highest within the tolerance.
     """
 
     tolerance_px: int = TOLERANCE_PX
-    _right: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    _wrong: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    _reached: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
+    histograms: Tensor = field(default_factory=lambda: torch.zeros(3, BINS, dtype=torch.float64))
 
     def add(self, probability: Tensor, visible: Tensor, damaged: Tensor) -> None:
         """Count some pictures.
@@ -43,35 +43,30 @@ class DetectionScores:
         """
         near = grow(visible, self.tolerance_px) > 0
         sound = grow(torch.maximum(visible, damaged), self.tolerance_px) == 0
-        self._right += _histogram(probability[near])
-        self._wrong += _histogram(probability[sound])
-        self._reached += _histogram(grow(probability, self.tolerance_px)[visible > 0])
+        reached = grow(probability, self.tolerance_px)[visible > 0]
+        chosen = (probability[near], probability[sound], reached)
+        self.histograms += torch.stack([_histogram(values) for values in chosen])
 
     def precision(self) -> Tensor:
         """(BINS,): share of what is found that is right, above each threshold; 1 of nothing."""
-        right, wrong = _above(self._right), _above(self._wrong)
-        return torch.where(right + wrong > 0, right / (right + wrong).clamp(min=1), 1.0)
+        return precision_recall(self.histograms)[0]
 
     def recall(self) -> Tensor:
         """(BINS,): share of what shows that is found, above each threshold; 1 of nothing."""
-        total = self._reached.sum()
-        return _above(self._reached) / total if total else torch.ones_like(self._reached)
+        return precision_recall(self.histograms)[1]
 
     def f1(self) -> Tensor:
         """(BINS,): harmonic mean of both."""
-        precision, recall = self.precision(), self.recall()
-        return 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        return f1_of(self.histograms)
 
     def average_precision(self) -> float:
         """Precision averaged over recall: the area under their curve, in steps."""
-        recall = self.recall().flip(0)  # from the highest threshold down
-        gained = torch.diff(recall, prepend=recall.new_zeros(1))
-        return float((gained * self.precision().flip(0)).sum())
+        return float(average_precision_of(self.histograms))
 
     def flagged(self) -> Tensor:
         """(BINS,): share of the sound pixels that are taken for damaged, above each threshold."""
-        total = self._wrong.sum()
-        return _above(self._wrong) / total if total else torch.zeros_like(self._wrong)
+        wrong = self.histograms[1]
+        return _above(wrong) / wrong.sum().clamp(min=1)
 
     def best_threshold(self) -> float:
         """Where F1 is highest; the middle of it, if that is so in several places."""
@@ -81,7 +76,7 @@ class DetectionScores:
 
     def at(self, threshold: float) -> dict[str, float]:
         """Precision, recall, F1 and the share of sound pixels flagged, by name."""
-        index = min(BINS - 1, round(threshold * BINS))
+        index = bin_of(threshold)
         return {
             "precision": float(self.precision()[index]),
             "recall": float(self.recall()[index]),
@@ -90,12 +85,39 @@ class DetectionScores:
         }
 
 
-def _histogram(probability: Tensor) -> Tensor:
+def bin_of(threshold: float) -> int:
+    """The place of a threshold among the BINS."""
+    return min(BINS - 1, round(threshold * BINS))
+
+
+def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 3, BINS) as in `DetectionScores` -> both (..., BINS), above each threshold."""
+    right, wrong, reached = _above(histograms).unbind(dim=-2)
+    total = reached[..., :1]
+    precision = torch.where(right + wrong > 0, right / (right + wrong).clamp(min=1), 1.0)
+    return precision, torch.where(total > 0, reached / total.clamp(min=1), 1.0)
+
+
+def f1_of(histograms: Tensor) -> Tensor:
+    """(..., 3, BINS) -> (..., BINS)."""
+    precision, recall = precision_recall(histograms)
+    return 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+
+
+def average_precision_of(histograms: Tensor) -> Tensor:
+    """(..., 3, BINS) -> (...)."""
+    precision, recall = (x.flip(-1) for x in precision_recall(histograms))
+    # from the highest threshold down
+    gained = torch.diff(recall, prepend=torch.zeros_like(recall[..., :1]))
+    return (gained * precision).sum(dim=-1)
+
+
+def _histogram(values: Tensor) -> Tensor:
     """Of values in [0, 1]; a value on the border of two bins counts in the lower one."""
-    index = (probability.double().cpu() * BINS).ceil().long() - 1
+    index = (values.double().cpu() * BINS).ceil().long() - 1
     return torch.bincount(index.clamp(0, BINS - 1).flatten(), minlength=BINS).double()
 
 
-def _above(histogram: Tensor) -> Tensor:
+def _above(histograms: Tensor) -> Tensor:
     """How many values are above the lower border of each bin."""
-    return histogram.flip(0).cumsum(0).flip(0)
+    return histograms.flip(-1).cumsum(-1).flip(-1)

@@ -37,7 +37,7 @@ class DetectorConfig:
     """
 
     channels: tuple[int, ...] = (24, 40, 64, 96)
-    blocks: tuple[int, ...] = (1, 1, 2, 2)
+    blocks: tuple[int, ...] = (1, 2, 4, 6)
 
     @property
     def align_px(self) -> int:

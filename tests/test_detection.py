@@ -73,3 +73,27 @@ def test_nothing_damaged_and_nothing_found() -> None:
     scores = DetectionScores()
     scores.add(plane(), plane(), plane())
     assert scores.at(0.5) == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "flagged": 0.0}
+
+
+def test_counts_are_those_of_pixel_by_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.rand(1, 1, 23, 31, generator=generator)
+    visible = (torch.rand(1, 1, 23, 31, generator=generator) < 0.05).float()
+    scores = DetectionScores()
+    scores.add(probability, visible, visible)
+    for threshold in (0.1, 0.5, 0.9):
+        flagged = probability[0, 0] > threshold
+        is_damaged = visible[0, 0] > 0
+        right = int((flagged & _near(is_damaged)).sum())
+        at = scores.at(threshold)
+        assert at["precision"] == pytest.approx(right / int(flagged.sum()))
+        found = int((is_damaged & _near(flagged)).sum())
+        assert at["recall"] == pytest.approx(found / int(is_damaged.sum()))
+
+
+def _near(chosen: Tensor) -> Tensor:
+    """Pixels within one of a chosen one, one by one."""
+    found = torch.zeros_like(chosen)
+    for row, column in chosen.nonzero().tolist():
+        found[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = True
+    return found

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from oldrestore.degradation import fading, unstructured
-from oldrestore.degradation.blending import SEEN, VISIBLE, Bools, dilate, lay_over
+from oldrestore.degradation.blending import SEEN, Bools, dilate, lay_over
 from oldrestore.degradation.fields import GAUSSIAN_REACH, Array
 from oldrestore.degradation.structured import StructuredStep, render
 from oldrestore.degradation.textures import TextureSet
+from oldrestore.degradation.visibility import visible
 
 ToneStep = (
     fading.Grey
@@ -50,6 +51,8 @@ _TONE: dict[type, Callable[..., Array]] = {
     fading.UnevenLight: fading.light_unevenly,
     fading.Vignette: fading.vignette,
 }
+# a grey photo was never a colour one, and sepia is how the print was made: no damage, no fading
+_OWN_TONE = (fading.Grey, fading.Toning)
 _UNSTRUCTURED: dict[type, Callable[..., Array]] = {
     unstructured.Blur: unstructured.add_blur,
     unstructured.GaussianNoise: unstructured.add_gaussian_noise,
@@ -137,10 +140,10 @@ class Degraded:
 
     image: (3, H, W) in [-1, 1], damaged.
     mask: (1, H, W) of 0 and 1: where structured damage changed the picture.
-    labelled: (1, H, W) of 0 and 1: the part of ``mask`` that still shows at the end, by more than
-        12 levels of 8 bits against the same photo without the structured steps.
+    labelled: (1, H, W) of 0 and 1: the part of ``mask`` that shows at the end, against the same
+        photo without the structured steps; see ``visibility.visible``.
     target: (3, H, W) in [-1, 1]: ``clean`` with the tone steps alone; what restoration is to give.
-    clean: (3, H, W) in [-1, 1]: the photo given, grey if the degradation makes it grey.
+    clean: (3, H, W) in [-1, 1]: the photo given, grey or toned if the degradation makes it so.
     """
 
     image: Tensor
@@ -167,13 +170,15 @@ def degrade(
     """
     _check_clean(clean, degradation)
     picture: Array = np.array(clean.detach().numpy()[None], dtype=np.float32, order="C")
-    grey = picture
-    for index, step in enumerate(degradation.steps):
+    own = picture
+    is_own = True
+    for step in degradation.steps:
         if type(step) not in _TONE:
             break
         picture = _TONE[type(step)](picture, step)
-        if index == 0 and isinstance(step, fading.Grey):
-            grey = picture
+        is_own &= isinstance(step, _OWN_TONE)
+        if is_own:
+            own = picture
     target = picture[0]
     damaged, mask, labelled = _damage(picture, degradation, textures)
     return Degraded(
@@ -181,7 +186,7 @@ def degrade(
         mask=_tensor(mask[None]),
         labelled=_tensor(labelled[None]),
         target=_tensor(target),
-        clean=_tensor(grey[0]),
+        clean=_tensor(own[0]),
     )
 
 
@@ -209,7 +214,7 @@ def _damage(
         radius_px = _spread_px(step)
         if radius_px and len(pictures) == 2:
             mask |= dilate(mask, radius_px) & (_change(pictures) > SEEN)
-    labelled = mask & (_change(pictures) > VISIBLE) if len(pictures) == 2 else mask
+    labelled = visible(pictures[0], pictures[1], mask) if len(pictures) == 2 else mask
     return pictures[0], mask, labelled
 
 

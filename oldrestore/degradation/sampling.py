@@ -19,6 +19,9 @@ SMALLEST_PX = 8
 _SEVERITY_SHAPE = (1.1, 2.5)
 """Beta distribution of the severity: 0.31 on average, mild frequent."""
 
+_GAUSSIAN_SHARE = 12 / 17
+"""Of the noise that is not impulses; the rest grows with brightness."""
+
 _GRAIN_SHARE = 0.65
 """Strength of grain over that of noise: correlated, it is as visible at a smaller deviation."""
 
@@ -148,7 +151,8 @@ def _sample_unstructured(
         steps.append(_sample_blur(rng, _between(settings.blur_sigma_px, strength())))
     if rng.random() < settings.p_noise:
         sigma = _between(settings.noise_sigma_255, strength()) / 127.5
-        steps.append(_sample_noise(rng, sigma, is_grey or bool(rng.random() < 0.5)))
+        is_neutral = is_grey or bool(rng.random() < 0.5)
+        steps.append(_sample_noise(rng, sigma, is_neutral, settings.p_impulses))
     if rng.random() < settings.p_grain:
         sigma = _between(settings.noise_sigma_255, _GRAIN_SHARE * strength()) / 127.5
         steps.append(unstructured.FilmGrain(sigma, _uniform(rng, 0.4, 1.2), draw_seed(rng)))
@@ -178,12 +182,12 @@ def _sample_blur(rng: np.random.Generator, sigma_px: float) -> unstructured.Blur
 
 
 def _sample_noise(
-    rng: np.random.Generator, sigma: float, is_grey: bool
+    rng: np.random.Generator, sigma: float, is_grey: bool, p_impulses: float
 ) -> unstructured.GaussianNoise | unstructured.SpeckleNoise | unstructured.SaltAndPepper:
     draw = rng.random()
-    if draw < 0.6:
+    if draw < _GAUSSIAN_SHARE * (1 - p_impulses):
         return unstructured.GaussianNoise(sigma, is_grey, draw_seed(rng))
-    if draw < 0.85:
+    if draw < 1 - p_impulses:
         return unstructured.SpeckleNoise(sigma, is_grey, draw_seed(rng))
     # lost pixels are as visible as noise when a few in a thousand are lost
     amount = min(0.01, 0.03 * sigma)

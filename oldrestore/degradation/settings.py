@@ -19,6 +19,7 @@ class DegradationSettings:
     p_fading: its tone is changed.
     p_structured: scratches, holes and their like are laid over it.
     p_blur, p_noise, p_grain, p_resampling, p_jpeg: the unstructured step of this name is taken.
+    p_impulses: noise is lost pixels, salt and pepper.
     p_texture: real textures join the drawn damage, where a `TextureSet` is given.
     severity: range of the photo's severity, within [0, 1].
     blur_sigma_px: of the psf, at strength 0 and 1.
@@ -42,6 +43,7 @@ class DegradationSettings:
     p_grain: float = 0.4
     p_resampling: float = 0.35
     p_jpeg: float = 0.55
+    p_impulses: float = 0.15
     p_texture: float = 0.4
     severity: Range = (0.0, 1.0)
     blur_sigma_px: Range = (0.5, 2.5)

@@ -1,8 +1,7 @@
 """How well damage is found: at real rates, with a pixel of tolerance, beside a plain rival.
 
-Damage is rare: at 0.3 % of the pixels a detector may be right on 99 % of all pixels and useless.
-So precision, recall, F1 and average precision are reported, of all photos' pixels together, and no
-area under a ROC curve. What counts as damage is what visibly changed the picture.
+The damage is what shows, see ``degradation.visibility``; how it is counted says ``detection``. All
+photos' pixels are counted together.
 """
 
 import functools
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from oldrestore.degradation import (
     Degradation,
@@ -26,6 +24,14 @@ from oldrestore.degradation import (
 )
 from oldrestore.degradation.scratches import Dust, Hair, Scratch
 from oldrestore.degradation.structured import StructuredStep
+from oldrestore.detection import (
+    BINS,
+    TOLERANCE_PX,
+    DetectionScores,
+    average_precision_of,
+    bin_of,
+    f1_of,
+)
 from oldrestore.evaluate.photos import numbered_photos, progress
 from oldrestore.evaluate.samples import FULL_SCALE, Pixels, to_pixels
 from oldrestore.evaluate.statistics import (
@@ -39,7 +45,6 @@ from oldrestore.image import decode
 from oldrestore.photo_file import PhotoError
 from oldrestore.pipeline import Restorer
 
-TOLERANCE_PX = 1
 MEDIAN_PX = 9  # side of the rival's windows; the best of 5, 7, 9, 15 and 21 on other photos
 # a scanned film: dust, hairs and scratches, sparse, on a grainy grey picture; 0.3 % on average
 FILM = DegradationSettings(
@@ -62,27 +67,7 @@ DAMAGES = ("film-like", "ordinary")
 CLEAN = "clean"
 OURS, RIVAL = "ours", "local median difference"
 
-# probabilities crowd at both ends: even steps in their logits
-PROBABILITIES: Numbers = 1 / (1 + np.exp(-np.linspace(-12, 12, 241)))
-LEVELS = np.arange(256) / FULL_SCALE - 0.5 / FULL_SCALE
-
-
 Scorer = Callable[[Pixels], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels of one photo above each of n thresholds.
-
-    flagged: above it. right: of these, within a pixel of damage. found: damaged pixels within a
-    pixel of a flagged one. damaged, pixels: of the photo.
-    """
-
-    flagged: Numbers
-    right: Numbers
-    found: Numbers
-    damaged: int
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -168,38 +153,42 @@ def evaluate_detector(
         ModuleNotFoundError: OpenCV is not installed.
     """
     threshold = restorer.config.defaults.threshold
-    detectors: dict[str, tuple[Scorer, Numbers]] = {
-        OURS: (functools.partial(_probability, restorer), np.union1d(PROBABILITIES, [threshold])),
-        RIVAL: (median_difference, LEVELS),
+    detectors: dict[str, Scorer] = {
+        OURS: functools.partial(_probability, restorer),
+        RIVAL: median_difference,
     }
-    counts: dict[tuple[str, str], list[Counts]] = {}
+    scores: dict[tuple[str, str], list[DetectionScores]] = {}
     paths = numbered_photos(clean, limit)
     for index, path in progress(paths, "detecting" if show_progress else None):
         try:
             photo = decode(path).image[0]
         except PhotoError:  # named where the restoration is measured
             continue
-        for damage, pixels, truth in _pictures(photo, [seed, index], textures):
-            for name, (score, thresholds) in detectors.items():
-                found = count(score(pixels), truth, thresholds)
-                counts.setdefault((damage, name), []).append(found)
-    if not counts:
+        for damage, pixels, visible, damaged in _pictures(photo, [seed, index], textures):
+            for name, score in detectors.items():
+                one = DetectionScores()
+                one.add(torch.from_numpy(score(pixels))[None, None], visible, damaged)
+                scores.setdefault((damage, name), []).append(one)
+    if not scores:
         raise ValueError(f"{clean}: none of its {len(paths)} photos can be read")
     detections, flagged = [], {}
     for damage in DAMAGES:
-        for name, (_, thresholds) in detectors.items():
-            best = float(thresholds[np.argmax(_f1(_sums(counts[damage, name])))])
-            at = threshold if name == OURS else best
-            detections.append(_detection(damage, name, counts[damage, name], thresholds, at))
+        for name in detectors:
+            found = scores[damage, name]
+            at = threshold if name == OURS else _pooled(found).best_threshold()
+            detections.append(_detection(damage, name, found, at))
             if damage == DAMAGES[0]:
-                flagged[name] = _flagged(counts[CLEAN, name], thresholds, at)
-    return DetectorResults(tuple(detections), flagged, len(counts[CLEAN, OURS]), seed)
+                flagged[name] = _flagged(scores[CLEAN, name], at)
+    return DetectorResults(tuple(detections), flagged, len(scores[CLEAN, OURS]), seed)
 
 
 def _pictures(
     photo: Tensor, seed: Sequence[int], textures: TextureSet | None
-) -> Iterator[tuple[str, Pixels, NDArray[np.bool_]]]:
-    """A photo with each kind of damage, and without: its name, the picture, the damaged pixels."""
+) -> Iterator[tuple[str, Pixels, Tensor, Tensor]]:
+    """A photo with each kind of damage, and without.
+
+    The name of the damage, the picture, and (1, 1, H, W) what of it shows, and all of it.
+    """
     size = (photo.shape[1], photo.shape[2])
     for place, damage in enumerate(DAMAGES):
         rng = np.random.default_rng([*seed, place])
@@ -208,8 +197,9 @@ def _pictures(
         else:
             degradation = sample_degradation(rng, *size, settings=ORDINARY, textures=textures)
         found = degrade(photo, degradation, textures)
-        yield damage, to_pixels(found.image), found.labelled[0].numpy() > 0
-    yield CLEAN, to_pixels(photo), np.zeros(photo.shape[1:], np.bool_)
+        yield damage, to_pixels(found.image), found.labelled[None], found.mask[None]
+    nothing = torch.zeros(1, 1, *size)
+    yield CLEAN, to_pixels(photo), nothing, nothing
 
 
 def _sample_film(rng: np.random.Generator, size: tuple[int, int]) -> Degradation:
@@ -220,14 +210,6 @@ def _sample_film(rng: np.random.Generator, size: tuple[int, int]) -> Degradation
         if any(isinstance(step, FILM_DAMAGE) for step in structured):
             others = [step for step in structured if not isinstance(step, FILM_DAMAGE)]
             return replace(drawn, steps=tuple(s for s in drawn.steps if s not in others))
-
-
-def _flagged(counts: Sequence[Counts], thresholds: Numbers, threshold: float) -> Summary:
-    """Share of the pixels that are flagged."""
-    place = int(np.searchsorted(thresholds, threshold))
-    summary = summary_of_mean([c.flagged[place] / c.pixels for c in counts])
-    assert summary is not None
-    return summary
 
 
 def median_difference(pixels: Pixels) -> NDArray[np.float32]:
@@ -248,35 +230,6 @@ def median_difference(pixels: Pixels) -> NDArray[np.float32]:
     return share
 
 
-def count(score: NDArray[np.float32], truth: NDArray[np.bool_], thresholds: Numbers) -> Counts:
-    """Count pixels against the truth, at every threshold.
-
-    Args:
-        score: (H, W); a pixel is flagged where it is above the threshold.
-        truth: (H, W); damaged pixels.
-        thresholds: ascending.
-    """
-    near = _widest(torch.from_numpy(truth).float()).numpy() > 0
-    around = _widest(torch.from_numpy(score)).numpy()
-    return Counts(
-        flagged=_above(score, thresholds),
-        right=_above(score[near], thresholds),
-        found=_above(around[truth], thresholds),
-        damaged=int(truth.sum()),
-        pixels=truth.size,
-    )
-
-
-def average_precision(sums: Numbers) -> Numbers:
-    """Precision averaged over recall, step by step: sums (..., 3 n + 1) -> (...)."""
-    precision, recall = _rates(sums)
-    precision, recall = precision[..., ::-1], recall[..., ::-1]  # from the highest threshold down
-    # with tolerance recall grows with falling thresholds as it does without
-    steps = np.diff(recall, prepend=0.0, axis=-1)
-    averaged: Numbers = (steps * precision).sum(axis=-1)
-    return averaged
-
-
 def _probability(restorer: Restorer, pixels: Pixels) -> NDArray[np.float32]:
     image = decode(pixels).image
     probability: NDArray[np.float32] = (
@@ -286,64 +239,47 @@ def _probability(restorer: Restorer, pixels: Pixels) -> NDArray[np.float32]:
 
 
 def _detection(
-    damage: str, name: str, counts: Sequence[Counts], thresholds: Numbers, threshold: float
+    damage: str, name: str, scores: Sequence[DetectionScores], threshold: float
 ) -> Detection:
-    parts = _parts(counts)
-    sums = parts.sum(axis=0)
-    place = int(np.searchsorted(thresholds, threshold))
-    precision, recall = _rates(sums)
+    parts = np.stack([one.histograms.flatten().numpy() for one in scores])
+    pooled = _pooled(scores)
+    place = bin_of(threshold)
 
     def f1_there(sums: Numbers) -> Numbers:
-        return _f1(sums)[..., place]
+        found: Numbers = f1_of(_unflattened(sums))[..., place].numpy()
+        return found
 
+    def average_precision(sums: Numbers) -> Numbers:
+        found: Numbers = average_precision_of(_unflattened(sums)).numpy()
+        return found
+
+    right, wrong, reached = pooled.histograms.sum(dim=1).tolist()
     return Detection(
         damage=damage,
         detector=name,
         threshold=threshold,
-        damaged=sum(c.damaged for c in counts) / sum(c.pixels for c in counts),
-        precision=float(precision[place]),
-        recall=float(recall[place]),
+        damaged=reached / (right + wrong),
+        precision=pooled.at(threshold)["precision"],
+        recall=pooled.at(threshold)["recall"],
         f1=summary_of_pool(parts, f1_there, f1_there(parts)),
-        best_f1=float(_f1(sums).max()),
+        best_f1=float(pooled.f1().max()),
         average_precision=summary_of_pool(parts, average_precision, average_precision(parts)),
     )
 
 
-def _parts(counts: Sequence[Counts]) -> Numbers:
-    """(photos, 3 n + 1): what each photo adds to flagged, right, found and damaged."""
-    return np.stack([np.concatenate([c.flagged, c.right, c.found, [c.damaged]]) for c in counts])
+def _unflattened(sums: Numbers) -> Tensor:
+    return torch.from_numpy(sums).reshape(*sums.shape[:-1], 3, BINS)
 
 
-def _sums(counts: Sequence[Counts]) -> Numbers:
-    total: Numbers = _parts(counts).sum(axis=0)
-    return total
+def _pooled(scores: Sequence[DetectionScores]) -> DetectionScores:
+    return DetectionScores(histograms=torch.stack([one.histograms for one in scores]).sum(dim=0))
 
 
-def _rates(sums: Numbers) -> tuple[Numbers, Numbers]:
-    """Precision and recall at each threshold; where nothing is flagged nothing is wrong."""
-    flagged, right, found = np.split(sums[..., :-1], 3, axis=-1)
-    precision = np.where(flagged > 0, right / np.maximum(flagged, 1), 1.0)
-    return precision, found / np.maximum(sums[..., -1:], 1)
-
-
-def _f1(sums: Numbers) -> Numbers:
-    precision, recall = _rates(sums)
-    harmonic: Numbers = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return harmonic
-
-
-def _above(values: NDArray[Any], thresholds: Numbers) -> Numbers:
-    """How many values are above each threshold."""
-    passed = np.searchsorted(thresholds, values.ravel(), side="left")  # thresholds below the value
-    histogram = np.bincount(passed, minlength=len(thresholds) + 1)
-    above: Numbers = histogram[::-1].cumsum()[::-1][1:].astype(np.float64)
-    return above
-
-
-def _widest(values: Tensor) -> Tensor:
-    """(H, W) -> the greatest value within the tolerance."""
-    side = 2 * TOLERANCE_PX + 1
-    return F.max_pool2d(values[None, None], side, 1, TOLERANCE_PX)[0, 0]
+def _flagged(scores: Sequence[DetectionScores], threshold: float) -> Summary:
+    """Share of the pixels that are flagged."""
+    summary = summary_of_mean([one.at(threshold)["flagged"] for one in scores])
+    assert summary is not None
+    return summary
 
 
 def _with_interval(found: Summary) -> str:

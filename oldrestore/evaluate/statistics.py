@@ -55,7 +55,9 @@ def summary_of_pool(
         each: (photos,), the photos' own values, for the median.
     """
     pooled = float(statistic(parts.sum(axis=0)))
-    return _summary(pooled, each, statistic(parts[resampled(len(parts))].sum(axis=1)))
+    drawn = resampled(len(parts))
+    times = np.stack([np.bincount(photos, minlength=len(parts)) for photos in drawn])
+    return _summary(pooled, each, statistic(times @ parts))
 
 
 def _summary(value: float, each: Numbers, resamples: Numbers) -> Summary:

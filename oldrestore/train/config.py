@@ -201,15 +201,21 @@ class MaskSettings(LoopSettings):
 
     network: DetectorConfig | PaperDetectorConfig = field(default_factory=DetectorConfig)
     degradation: DegradationSettings = field(
-        # a third of the crops without damage
+        # a third of the crops without damage; lost pixels look like dust, and are no noise here
         default_factory=lambda: DegradationSettings(
-            p_undamaged=0.1, p_structured=0.72, p_grey=0.5, p_film=0.35, p_large=0.15
+            p_undamaged=0.1,
+            p_structured=0.72,
+            p_grey=0.5,
+            p_impulses=0.0,
+            p_texture=0.5,
+            p_film=0.35,
+            p_large=0.15,
         )
     )
     smallest_scale: float = 0.25
     native_share: float = 0.5
-    old_share: float = 0.3
-    own_damage: float = 0.9
+    old_share: float = 0.15
+    own_damage: float = 0.2
     distractor_share: float = 0.12
     cross_entropy: float = 1.0
     positive_weight: float = 1.0

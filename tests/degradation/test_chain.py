@@ -67,6 +67,13 @@ def test_target_is_the_tone_and_clean_is_the_grey_photo(photo: Tensor) -> None:
     assert torch.equal(degraded.clean[0], degraded.clean[2])
 
 
+def test_the_tone_a_print_was_made_in_is_no_fading(photo: Tensor) -> None:
+    sepia = f.Toning((0.8, 1.0, 1.3))
+    degraded = apply(photo, GREY, sepia, *FADING)
+    assert torch.equal(degraded.clean, apply(photo, GREY, sepia).image)
+    assert not torch.equal(degraded.clean[0], degraded.clean[2])
+
+
 def test_mask_and_labels_are_binary_and_labels_lie_in_the_mask(photo: Tensor) -> None:
     degraded = apply(photo, SCRATCH, HOLE, BLUR, NOISE)
     for mask in (degraded.mask, degraded.labelled):

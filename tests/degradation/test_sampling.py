@@ -72,6 +72,16 @@ def test_strengths_stay_in_their_ranges_and_are_mostly_mild(drawn: list[Degradat
     assert np.median(qualities) > 65
 
 
+@pytest.mark.parametrize("p_impulses", [0.0, 0.5, 1.0])
+def test_share_of_noise_that_is_impulses(p_impulses: float) -> None:
+    rng = np.random.default_rng(0)
+    settings = DegradationSettings(p_noise=1.0, p_undamaged=0.0, p_impulses=p_impulses)
+    drawn = [sample_degradation(rng, 64, 64, settings=settings) for _ in range(100)]
+    kinds = [type(step) for d in drawn for step in d.steps]
+    assert_share(kinds.count(u.SaltAndPepper), 100, p_impulses)
+    assert (kinds.count(u.SpeckleNoise) > 0) == (p_impulses < 1)
+
+
 def test_damage_comes_at_any_point_of_the_chain(drawn: list[Degradation]) -> None:
     places = set()
     for d in drawn:

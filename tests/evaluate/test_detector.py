@@ -13,58 +13,11 @@ from oldrestore.degradation.structured import StructuredStep
 from oldrestore.evaluate.detector import (
     OURS,
     RIVAL,
-    _parts,
     _sample_film,
-    average_precision,
-    count,
     evaluate_detector,
     median_difference,
 )
 from oldrestore.pipeline import Restorer
-
-THRESHOLDS = np.linspace(0, 1, 21)
-
-
-def near(chosen: np.ndarray) -> np.ndarray:
-    """Pixels within one of a chosen one, one by one."""
-    found = np.zeros_like(chosen)
-    for row, column in zip(*np.nonzero(chosen), strict=True):
-        found[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = True
-    return found
-
-
-def test_counts_are_those_of_pixel_by_pixel() -> None:
-    rng = np.random.default_rng(0)
-    score = rng.random((23, 31)).astype(np.float32)
-    truth = rng.random((23, 31)) < 0.05
-    found = count(score, truth, THRESHOLDS)
-    assert (found.damaged, found.pixels) == (truth.sum(), truth.size)
-    for place, threshold in enumerate(THRESHOLDS):
-        flagged = score > threshold
-        assert found.flagged[place] == flagged.sum()
-        assert found.right[place] == (flagged & near(truth)).sum()
-        assert found.found[place] == (truth & near(flagged)).sum()
-
-
-def test_a_pixel_beside_damage_is_right_and_two_beside_is_wrong() -> None:
-    truth = np.zeros((9, 9), np.bool_)
-    truth[4, 4] = True
-    for column, hit in ((5, 1), (6, 0)):
-        score = np.zeros((9, 9), np.float32)
-        score[4, column] = 0.7
-        found = count(score, truth, np.array([0.5]))
-        assert (found.flagged[0], found.right[0], found.found[0]) == (1, hit, hit)
-
-
-def test_average_precision_is_1_for_the_truth_and_the_rate_for_chance() -> None:
-    rng = np.random.default_rng(0)
-    truth = np.zeros((200, 200), np.bool_)
-    truth[::20, ::20] = True  # far apart: with the tolerance each is nine pixels
-    perfect = _parts([count(truth.astype(np.float32), truth, THRESHOLDS)]).sum(axis=0)
-    assert average_precision(perfect) == pytest.approx(1.0)
-    chance = _parts([count(rng.random((200, 200), np.float32), truth, THRESHOLDS)]).sum(axis=0)
-    # the precision of chance is the share within a pixel of damage
-    assert average_precision(chance) == pytest.approx(near(truth).mean(), rel=0.2)
 
 
 def test_the_median_differs_where_something_small_is() -> None:
