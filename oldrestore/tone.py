@@ -27,9 +27,12 @@ class ToneConfig:
     """Layout of the tone head.
 
     channels: width at 32, 16, 8 and 4 px.
+    quantiles: of each channel, and of the chroma, that are looked at beside the picture. Where
+        black, white and the middle of a photo lie says most of how it faded.
     """
 
     channels: tuple[int, ...] = (24, 48, 96, 128)
+    quantiles: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -97,21 +100,26 @@ class ToneHead(nn.Module):
             ]
             width_in = width
         self.trunk = nn.Sequential(*layers)
-        self.hidden = nn.Linear(2 * width_in + 6, width_in)
+        self.hidden = nn.Sequential(
+            nn.Linear(2 * width_in + 4 * len(config.quantiles), 2 * width_in),
+            nn.ReLU(),
+            nn.Linear(2 * width_in, width_in),
+            nn.ReLU(),
+        )
         self.to_curve = nn.Linear(width_in, 11)
         nn.init.zeros_(self.to_curve.weight)
         nn.init.zeros_(self.to_curve.bias)
 
     def forward(self, thumbnail: Tensor) -> ToneCurve:
         features = self.trunk(thumbnail)
-        darkest, brightest = thumbnail.amin(dim=(2, 3)), thumbnail.amax(dim=(2, 3))
+        values = torch.cat([thumbnail, _chroma(thumbnail)], dim=1).flatten(2)  # (B, 4, 64 * 64)
+        levels = values.new_tensor(self.config.quantiles)
         pooled = [
             features.mean(dim=(2, 3)),
             features.amax(dim=(2, 3)),
-            darkest,
-            brightest,
+            values.quantile(levels, dim=2).permute(1, 0, 2).flatten(1),
         ]
-        curve = self.to_curve(F.relu(self.hidden(torch.cat(pooled, dim=1))))
+        curve = self.to_curve(self.hidden(torch.cat(pooled, dim=1)))
         black, white, gamma, saturation, faded = curve.split((3, 3, 3, 1, 1), dim=1)
         return ToneCurve(
             black=BLACK_RANGE * black.tanh(),
@@ -146,6 +154,11 @@ def undo_fading(
         saturation=float(curve.saturation),
     )
     return (apply_tone(image, curve, strength) if strength else image), applied
+
+
+def _chroma(image: Tensor) -> Tensor:
+    """How far each pixel is from grey, (B, 1, H, W)."""
+    return image.amax(dim=1, keepdim=True) - image.amin(dim=1, keepdim=True)
 
 
 def thumbnail(image: Tensor) -> Tensor:

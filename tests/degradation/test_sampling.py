@@ -23,7 +23,7 @@ def drawn() -> list[Degradation]:
 
 def assert_share(found: int, of: int, probability: float) -> None:
     """Within four standard deviations of a binomial."""
-    assert abs(found / of - probability) < 4 * math.sqrt(probability * (1 - probability) / of)
+    assert abs(found / of - probability) <= 4 * math.sqrt(probability * (1 - probability) / of)
 
 
 def test_probabilities_are_kept(drawn: list[Degradation]) -> None:
