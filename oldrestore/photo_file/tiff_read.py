@@ -1,0 +1,354 @@
+"""TIFF files: every page, by windows, with its own tags.
+
+tifffile and imagecodecs (the extra ``tiff``) decode strips and tiles. Without them, and for what
+they do not decode (JPEG of before 1995, YCbCr without JPEG), a page is decoded whole by Pillow.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from oldrestore.photo_file import ordinary
+from oldrestore.photo_file.directory import Directory, Header, read_directory, read_header
+from oldrestore.photo_file.errors import (
+    DAMAGED,
+    PhotoError,
+    check_expansion,
+    check_windowed_size,
+    damaged,
+    no_codecs,
+)
+from oldrestore.photo_file.metadata import (
+    CM_PER_INCH,
+    HEIGHT_TAG,
+    ICC_TAG,
+    IPTC_TAG,
+    ON_ITS_SIDE,
+    PHOTOSHOP_TAG,
+    RESOLUTION_UNIT_TAG,
+    WIDTH_TAG,
+    X_RESOLUTION_TAG,
+    XMP_TAG,
+    Y_RESOLUTION_TAG,
+    Metadata,
+    exif_of,
+    iptc_of,
+    is_profile,
+    valid_dpi,
+)
+from oldrestore.photo_file.page import (
+    Array,
+    ArrayPage,
+    Layout,
+    Page,
+    stored_window,
+    turned,
+    widened,
+)
+from oldrestore.photo_file.source import Source
+from oldrestore.photo_file.tiff_segments import CACHE_BYTES, RawRows, Segments, Spooled, Stored
+
+SUBFILE_TAG, BITS_TAG, COMPRESSION_TAG, PHOTOMETRIC_TAG, FILL_ORDER_TAG = 254, 258, 259, 262, 266
+SAMPLES_TAG, ROWS_TAG, PLANAR_TAG, PREDICTOR_TAG, COLOURS_TAG = 277, 278, 284, 317, 320
+TILE_WIDTH_TAG, TILE_HEIGHT_TAG, EXTRA_TAG, FORMAT_TAG = 322, 323, 338, 339
+CHILD_PAGES_TAG, DEPTH_TAG, LAYERS_TAG = 330, 32997, 37724
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+REFUSED = {
+    4: "a transparency mask",
+    5: "CMYK",
+    8: "Lab",
+    9: "Lab",
+    10: "Lab",
+    32803: "raw camera data",
+    34892: "raw camera data",
+    32844: "high dynamic range (LogL)",
+    32845: "high dynamic range (LogLuv)",
+}
+NOT_COMPRESSED, OLD_JPEG, NEW_JPEG = 1, 6, 7
+REDUCED, IS_MASK = 1, 4  # bits of the subfile type
+CENTIMETRES = 3  # unit of resolution
+MAX_PAGES = 100_000
+READ_ROWS = 256  # at a time, where a page is decoded once
+
+
+class TiffReader:
+    """The pages of a TIFF file.
+
+    Raises:
+        PhotoError: the file's list of pages is broken.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source, self.name = source, name
+        self.notes: tuple[str, ...] = ()
+        try:
+            self.header = read_header(source.read_at)
+            self._offsets, self._directories = self._list(self.header)
+        except ValueError as error:
+            if isinstance(error, PhotoError):
+                raise
+            raise damaged(name, error) from error
+        self._file = _tifffile(source, name) if has_codecs() else None
+        self.page_count = len(self._directories)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Of the pixels of all pages."""
+        return sum(map(_decoded_bytes, self._directories))
+
+    def page(self, index: int) -> Page:
+        """A page, upright.
+
+        Raises:
+            PhotoError: it is damaged, or of a kind that is not restored; the message says.
+        """
+        name = self.name if self.page_count == 1 else f"{self.name}: page {index + 1}"
+        directory = self._directories[index]
+        _check(directory, self._source.size, name)
+        metadata, notes = metadata_of(directory)
+        photometric = directory.number(PHOTOMETRIC_TAG)
+        compression = directory.number(COMPRESSION_TAG, NOT_COMPRESSED)
+        is_pillows = compression == OLD_JPEG or (photometric == YCBCR and compression != NEW_JPEG)
+        if self._file is None or is_pillows:
+            place = self._offsets.index(self._directories_at[index])
+            return _pillow_page(self._source, place, directory, metadata, notes, name)
+        return TiffPage(
+            self._source, self._page(index, name), directory, self.header, metadata, notes, name
+        )
+
+    def _page(self, index: int, name: str) -> Any:
+        import tifffile
+
+        try:
+            self._file.filehandle.seek(self._directories_at[index])
+            return tifffile.TiffPage(self._file, index)
+        except (*DAMAGED, AttributeError, tifffile.TiffFileError) as error:
+            raise damaged(name, error) from error
+
+    def _list(self, header: Header) -> tuple[list[int], list[Directory]]:
+        """Offsets of all directories of the file, and those that are pages of their own."""
+        offsets, found, at, notes = [], [], [], []
+        offset = header.first
+        seen: set[int] = set()
+        while offset:
+            if offset in seen or len(seen) >= MAX_PAGES:
+                raise PhotoError(f"{self.name}: is damaged: its list of pages has no end")
+            seen.add(offset)
+            offsets.append(offset)
+            directory = read_directory(self._source.read_at, header, offset)
+            if directory.number(SUBFILE_TAG) & (REDUCED | IS_MASK):
+                notes.append("reduced copies and transparency masks are left out")
+            else:
+                found.append(directory)
+                at.append(offset)
+            if directory.find(CHILD_PAGES_TAG):
+                notes.append("pages below pages (reduced copies) are left out")
+            offset = directory.following
+        if not found:
+            raise PhotoError(f"{self.name}: is damaged: holds no page")
+        self._directories_at = at
+        self.notes = tuple(dict.fromkeys(notes))
+        return offsets, found
+
+
+class TiffPage(Page):
+    """A page whose strips or tiles are decoded on demand."""
+
+    def __init__(
+        self,
+        source: Source,
+        page: Any,
+        directory: Directory,
+        header: Header,
+        metadata: Metadata,
+        notes: tuple[str, ...],
+        name: str,
+    ) -> None:
+        self.name = name
+        self._orientation = metadata.orientation
+        self.metadata = metadata.upright()
+        self._convert, self.channels, self.dtype, note = _conversion(directory, name)
+        self.notes = (*notes, *note)
+        stored = page.imagelength, page.imagewidth
+        self.size = stored[::-1] if self._orientation in ON_ITS_SIDE else stored
+        is_tiled = bool(directory.find(TILE_WIDTH_TAG))
+        self.layout = Layout(
+            order=header.order,
+            is_big=header.is_big,
+            tile=(page.tilelength, page.tilewidth) if is_tiled else None,
+            rows=page.rowsperstrip,
+            compression=directory.number(COMPRESSION_TAG, NOT_COMPRESSED),
+            predictor=directory.number(PREDICTOR_TAG, 1),
+            extra_sample=directory.number(EXTRA_TAG, 0),
+            is_white_zero=directory.number(PHOTOMETRIC_TAG) == WHITE_IS_ZERO,
+        )
+        self._stored = self._open(source, page, directory)
+
+    def read(self, top: int, left: int, height: int, width: int) -> Array:
+        self.check_window(top, left, height, width)
+        window = stored_window(self._orientation, self.size, (top, left, height, width))
+        stored = self._convert(self._stored.read(*window))
+        return np.ascontiguousarray(turned(stored, self._orientation))
+
+    def _open(self, source: Source, page: Any, directory: Directory) -> Stored:
+        shape = page.imagelength, page.imagewidth, page.samplesperpixel
+        try:
+            raw = _raw_rows(source, page, directory, self.name)
+            if raw is not None:
+                return raw
+            segments = Segments(source, page, self.name)
+        except (TypeError, AttributeError) as error:  # tags of a kind that they never have
+            raise damaged(self.name, error) from error
+        stored_bytes = shape[0] * shape[1] * shape[2] * page.dtype.itemsize
+        if self._orientation in ON_ITS_SIDE and stored_bytes > CACHE_BYTES:
+            return Spooled(segments, shape, page.dtype, READ_ROWS)
+        return segments
+
+
+def has_codecs() -> bool:
+    """Whether the extra ``tiff`` is installed."""
+    return all(importlib.util.find_spec(name) for name in ("tifffile", "imagecodecs"))
+
+
+def metadata_of(directory: Directory) -> tuple[Metadata, tuple[str, ...]]:
+    """What a page says of its photo, and what of it is broken or left out."""
+    notes, icc = [], directory.data(ICC_TAG)
+    if icc and not is_profile(icc):
+        notes.append("its colour profile is broken and left out")
+        directory, icc = directory.without([ICC_TAG]), b""
+    if directory.find(LAYERS_TAG):
+        notes.append("Photoshop's layers are left out")
+    photoshop = directory.data(PHOTOSHOP_TAG)
+    resolution = *directory.ratios(X_RESOLUTION_TAG)[:1], *directory.ratios(Y_RESOLUTION_TAG)[:1]
+    unit = directory.number(RESOLUTION_UNIT_TAG, 2)
+    scale = {2: 1.0, CENTIMETRES: CM_PER_INCH}.get(unit, 0.0)
+    metadata = Metadata(
+        exif=exif_of(directory),
+        icc=icc,
+        xmp=directory.data(XMP_TAG),
+        iptc=directory.data(IPTC_TAG) or iptc_of(photoshop),
+        photoshop=photoshop,
+        dpi=valid_dpi(*(value * scale for value in resolution)),
+        tiff=directory,
+    )
+    return metadata, tuple(notes)
+
+
+def _check(directory: Directory, file_bytes: int, name: str) -> None:
+    """Refuse a page that is not restored."""
+    width, height = directory.number(WIDTH_TAG), directory.number(HEIGHT_TAG)
+    check_windowed_size(width, height, name)
+    check_expansion(_decoded_bytes(directory), file_bytes, name)
+    photometric = directory.number(PHOTOMETRIC_TAG, BLACK_IS_ZERO)
+    if photometric in REFUSED:
+        raise PhotoError(f"{name}: holds {REFUSED[photometric]}; convert it to RGB or grey first")
+    formats = set(directory.numbers(FORMAT_TAG)) or {1}
+    bits = directory.numbers(BITS_TAG) or (1,)
+    if formats & {3, 6}:
+        raise PhotoError(f"{name}: holds floating-point values (HDR); convert it to 16 bits first")
+    if not formats <= {1, 4} or len(set(bits)) != 1 or not 1 <= bits[0] <= 16:
+        raise PhotoError(f"{name}: expected 1 to 16 unsigned bits a sample, got {bits[:5]}")
+    if directory.number(DEPTH_TAG, 1) != 1:
+        raise PhotoError(f"{name}: holds a volume, not a photo")
+    samples = directory.number(SAMPLES_TAG, 1)
+    allowed = {RGB: (3, 4), YCBCR: (3,), PALETTE: (1,)}.get(photometric, (1, 2))
+    known = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR)
+    if not known or samples not in allowed:
+        what = f"photometric {photometric} with {samples} samples a pixel"
+        raise PhotoError(f"{name}: expected grey or RGB and at most one more channel, got {what}")
+
+
+def _decoded_bytes(directory: Directory) -> int:
+    samples = max(1, directory.number(SAMPLES_TAG, 1))
+    sample_bytes = -(-directory.number(BITS_TAG, 1) // 8)
+    return directory.number(WIDTH_TAG) * directory.number(HEIGHT_TAG) * samples * sample_bytes
+
+
+def _conversion(
+    directory: Directory, name: str
+) -> tuple[Callable[[Array], Array], int, "np.dtype[Any]", tuple[str, ...]]:
+    """How stored values become ours: the function, channels, type, and what to tell the user."""
+    bits = directory.number(BITS_TAG, 1)
+    dtype = np.dtype(np.uint8 if bits <= 8 else np.uint16)
+    channels = directory.number(SAMPLES_TAG, 1)
+    photometric = directory.number(PHOTOMETRIC_TAG)
+    if photometric == PALETTE:
+        colours = np.array(directory.numbers(COLOURS_TAG), np.uint16)
+        if len(colours) != 3 << bits:
+            raise PhotoError(f"{name}: is damaged: its palette has {len(colours)} values")
+        table = colours.reshape(3, -1).T
+        # 8-bit colours are stored times 256 or times 257
+        is_8_bit = not (table % 256).any() or bool((table % 257 == 0).all())
+        table = (table >> 8).astype(np.uint8) if is_8_bit else table
+        note = "palette colours are written as RGB"
+        return lambda pixels: table[pixels[:, :, 0]], 3, table.dtype, (note,)
+    most = np.array((1 << bits) - 1, dtype)
+    is_inverted = photometric == WHITE_IS_ZERO
+
+    def convert(pixels: Array) -> Array:
+        if is_inverted:
+            grey = slice(0, 1)
+            pixels[:, :, grey] = most - pixels[:, :, grey]
+        return widened(pixels, bits)
+
+    note = f"{bits} bits a sample are written as {dtype.itemsize * 8}"
+    return convert, channels, dtype, () if bits in (8, 16) else (note,)
+
+
+def _raw_rows(source: Source, page: Any, directory: Directory, name: str) -> RawRows | None:
+    """Rows that can be read where they stand; None if they are to be decoded."""
+    bits = directory.number(BITS_TAG, 1)
+    is_raw = directory.number(COMPRESSION_TAG, 1) == NOT_COMPRESSED and bits in (8, 16)
+    is_raw &= directory.number(PREDICTOR_TAG, 1) == 1 and directory.number(FILL_ORDER_TAG, 1) == 1
+    if not is_raw or page.is_tiled or (page.planarconfig == 2 and page.samplesperpixel > 1):
+        return None
+    shape = page.imagelength, page.imagewidth, page.samplesperpixel
+    rows = min(page.rowsperstrip, page.imagelength)
+    strips = -(-page.imagelength // rows)
+    if len(page.dataoffsets) < strips:
+        raise PhotoError(f"{name}: is damaged: has {len(page.dataoffsets)} strips of {strips}")
+    dtype = np.dtype(np.uint8 if bits == 8 else f"{directory.order}u2")
+    return RawRows(source, page.dataoffsets, rows, shape, dtype, name)
+
+
+def _pillow_page(
+    source: Source,
+    place: int,
+    directory: Directory,
+    metadata: Metadata,
+    notes: tuple[str, ...],
+    name: str,
+) -> ArrayPage:
+    """A page decoded whole by Pillow."""
+    bits, samples = directory.number(BITS_TAG, 1), directory.number(SAMPLES_TAG, 1)
+    if bits > 8 and samples > 1:
+        raise no_codecs(name, "a TIFF with 16 bits of colour")
+    try:
+        with ordinary.open_picture(data := source.read_all(), name) as picture:
+            picture.seek(place)
+            ordinary.check_picture(picture, len(data), name)
+            array, more = ordinary.pixels_of(picture, data, name)
+        if bits > 8:  # Pillow gives these as they are stored
+            array = _conversion(directory, name)[0](array.copy())
+    except PhotoError:
+        raise
+    except MemoryError as error:
+        raise PhotoError(f"{name}: does not fit into the memory") from error
+    except DAMAGED as error:
+        raise damaged(name, error) from error
+    return ArrayPage(name, array, metadata, (*notes, *more))
+
+
+def _tifffile(source: Source, name: str) -> Any:
+    import tifffile
+
+    log = logging.getLogger("tifffile")
+    if not log.handlers:  # its messages are ours to tell, where they matter
+        log.addHandler(logging.NullHandler())
+    try:
+        return tifffile.TiffFile(source, name="", offset=0, size=source.size, _multifile=False)
+    except (*DAMAGED, AttributeError, tifffile.TiffFileError) as error:
+        raise damaged(name, error) from error

@@ -1,0 +1,343 @@
+"""TIFF files written page by page, window by window, with the tags of the page they are made of.
+
+tifffile asks for its pixels strip by strip when it wants them, and writes no EXIF directories;
+here windows come when the networks are done with them. So the container is written here, and the
+codecs are imagecodecs'. The standard library's deflate serves where imagecodecs is not installed.
+"""
+
+import importlib.util
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from oldrestore.photo_file.directory import (
+    BYTE,
+    LONG,
+    LONG8,
+    RATIONAL,
+    SHORT,
+    UNDEFINED,
+    Directory,
+    Entry,
+    Header,
+    numbers,
+    raw,
+    write_directory,
+    write_header,
+)
+from oldrestore.photo_file.errors import PhotoError
+from oldrestore.photo_file.metadata import (
+    ICC_TAG,
+    IPTC_TAG,
+    PHOTOSHOP_TAG,
+    RESOLUTION_UNIT_TAG,
+    X_RESOLUTION_TAG,
+    XMP_TAG,
+    Y_RESOLUTION_TAG,
+    Metadata,
+    exif_directory,
+)
+from oldrestore.photo_file.page import Array, Layout, Page
+
+DEFLATE, OLD_DEFLATE, LZW, PACKBITS, LZMA, ZSTD, NONE = 8, 32946, 5, 32773, 34925, 50000, 1
+HORIZONTAL = 2  # predictor: differences from the pixel on the left
+WITH_PREDICTOR = (DEFLATE, LZW, LZMA, ZSTD)
+STRIP_BYTES = 1 << 20  # at most, of strips; tall ones would have to be held whole
+CLASSIC_BYTES = (1 << 32) - (1 << 20)
+TAGS_BYTES = 64 << 20  # what metadata and tables may take, when the size of a file is foreseen
+WORST_COMPRESSION = 1.02  # noise grows a little
+RESOLUTION_SCALE = 10_000
+# tags that say how pixels are laid out, or speak of pixels as they were: written anew or left out
+LAYOUT_TAGS = (
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 280, 281),
+    *(
+        284,
+        288,
+        289,
+        290,
+        291,
+        292,
+        293,
+        317,
+        320,
+        321,
+        322,
+        323,
+        324,
+        325,
+        330,
+        338,
+        339,
+        340,
+        341,
+    ),
+    *(347, *range(512, 522), 529, 530, 531, 532, 32997, 32998, 37724),
+)
+
+
+class TiffWriter:
+    """A TIFF file; pages are added one after the other.
+
+    Args:
+        file: empty, open for writing.
+        order: "<" or ">".
+        is_big: BigTIFF.
+    """
+
+    def __init__(self, file: BinaryIO, order: str, *, is_big: bool) -> None:
+        self.file, self.header = file, Header(order, is_big, 0)
+        self._pages = 0
+        self._next_at = 8 if is_big else 4  # where the offset of the next page goes
+        file.write(write_header(self.header))
+
+    def add_page(self, page: Page) -> "TiffPageWriter":
+        """A writer of one page of the size, type and tags of ``page``."""
+        return TiffPageWriter(self, page)
+
+    def write(self, data: bytes) -> int:
+        """Append bytes at an even place; gives the place."""
+        place = self.file.tell()
+        if place % 2:
+            place += self.file.write(b"\0")
+        if not self.header.is_big and place + len(data) > CLASSIC_BYTES:
+            raise PhotoError("grew beyond 4 GiB; BigTIFF was not foreseen")
+        self.file.write(data)
+        return place
+
+    def finish_page(self, directory: Directory) -> None:
+        """Append a page's directory and link it to the one before."""
+        place = self.file.tell()
+        if place % 2:
+            place += self.file.write(b"\0")
+        laid, where = write_directory(directory, place, is_big=self.header.is_big)
+        self.write(laid)
+        code = self.header.order + self.header.offset_code
+        self.file.seek(self._next_at)
+        self.file.write(struct.pack(code, where))
+        self._next_at = place + len(laid) - struct.calcsize(code)
+        self.file.seek(0, 2)
+
+
+class TiffPageWriter:
+    """Windows of a page -> strips or tiles; holds the rows that do not fill one yet."""
+
+    def __init__(self, writer: TiffWriter, page: Page) -> None:
+        self._writer, self._page = writer, page
+        self._layout = layout = replace(layout_of(page), order=writer.header.order)
+        self._encode = encoder(layout)
+        self._size, self._channels = page.size, page.channels
+        self._dtype = page.dtype.newbyteorder("=")
+        self._rows = layout.tile[0] if layout.tile else layout.rows
+        self._pending = np.empty((0, page.size[1], page.channels), self._dtype)
+        self._filled = np.zeros(0, np.int64)  # pixels of each pending row
+        self._done = 0  # rows written
+        self._offsets: list[int] = []
+        self._counts: list[int] = []
+
+    def write(self, top: int, left: int, array: Array) -> None:
+        """Take a window (height, width, channels); rows of windows come from top to bottom.
+
+        Raises:
+            ValueError: it does not fit the page, or lies on what was written before.
+        """
+        height, width = array.shape[:2]
+        shape = height, width, self._channels
+        if array.shape != shape or array.dtype.newbyteorder("=") != self._dtype:
+            got = f"{array.dtype} {array.shape}"
+            raise ValueError(f"array: expected {self._dtype} (h, w, {self._channels}), got {got}")
+        is_inside = top >= self._done and left >= 0
+        if not is_inside or top + height > self._size[0] or left + width > self._size[1]:
+            raise ValueError(f"window: {(top, left, height, width)} is outside, or comes too late")
+        start, end = top - self._done, top + height - self._done
+        if end > len(self._pending):
+            more = end - len(self._pending)
+            empty = np.empty((more, *self._pending.shape[1:]), self._dtype)
+            self._pending = np.concatenate([self._pending, empty])
+            self._filled = np.concatenate([self._filled, np.zeros(more, np.int64)])
+        self._pending[start:end, left : left + width] = array
+        self._filled[start:end] += width
+        if (self._filled[start:end] > self._size[1]).any():
+            raise ValueError(f"window: {(top, left, height, width)} lies on another")
+        self._write_full_rows()
+
+    def close(self) -> None:
+        """Write the page's tags.
+
+        Raises:
+            ValueError: windows are missing.
+        """
+        if self._done < self._size[0]:
+            raise ValueError(f"windows: expected {self._size[0]} whole rows, got {self._done}")
+        order = self._writer.header.order
+        is_big = self._writer.header.is_big
+        directory = tags_of(self._page.metadata, order)
+        entries = _layout_entries(self._page, self._layout, order)
+        entries += self._segment_entries(is_big)
+        self._writer.finish_page(directory.having(entries))
+
+    def _write_full_rows(self) -> None:
+        """Write the strips, or rows of tiles, whose pixels are all there."""
+        while self._done < self._size[0]:
+            rows = min(self._rows, self._size[0] - self._done)
+            if len(self._filled) < rows or (self._filled[:rows] < self._size[1]).any():
+                return
+            self._write_band(self._pending[:rows])
+            self._pending, self._filled = self._pending[rows:], self._filled[rows:]
+            self._done += rows
+        self._pending = self._pending.copy()  # lets go of what is written
+
+    def _write_band(self, band: Array) -> None:
+        columns = self._layout.tile[1] if self._layout.tile else band.shape[1]
+        for left in range(0, band.shape[1], columns):
+            segment = band[:, left : left + columns]
+            if self._layout.tile:
+                height, width = self._rows - len(segment), columns - segment.shape[1]
+                segment = np.pad(segment, ((0, height), (0, width), (0, 0)), mode="edge")
+            if self._layout.is_white_zero:
+                segment = segment.copy()
+                segment[:, :, :1] = np.iinfo(self._dtype).max - segment[:, :, :1]
+            data = self._encode(segment)
+            self._offsets.append(self._writer.write(data))
+            self._counts.append(len(data))
+
+    def _segment_entries(self, is_big: bool) -> list[Entry]:
+        """Where strips or tiles are, and how they are shaped."""
+        order, wide = self._writer.header.order, LONG8 if is_big else LONG
+        if self._layout.tile:
+            height, width = self._layout.tile
+            shape = [numbers(order, 322, LONG, width), numbers(order, 323, LONG, height)]
+            places = (324, 325)
+        else:
+            shape, places = [numbers(order, 278, LONG, self._rows)], (273, 279)
+        return [
+            *shape,
+            numbers(order, places[0], wide, *self._offsets),
+            numbers(order, places[1], wide, *self._counts),
+        ]
+
+
+def needs_big(decoded_bytes: int) -> bool:
+    """Whether a file of so many bytes of pixels may outgrow 4 GiB."""
+    return decoded_bytes * WORST_COMPRESSION + TAGS_BYTES > CLASSIC_BYTES
+
+
+def layout_of(page: Page) -> Layout:
+    """How a page is written: as it was stored, where that loses nothing."""
+    layout = page.layout or Layout()
+    compression = {OLD_DEFLATE: DEFLATE}.get(layout.compression, layout.compression)
+    if compression not in (NONE, LZW, DEFLATE, PACKBITS, LZMA, ZSTD):
+        compression = DEFLATE  # the source's loses, or is for other pixels
+    if compression in (LZW, PACKBITS, ZSTD) and not importlib.util.find_spec("imagecodecs"):
+        compression = DEFLATE
+    predictor = layout.predictor
+    if layout.compression not in (compression, OLD_DEFLATE):
+        predictor = HORIZONTAL
+    if compression not in WITH_PREDICTOR or predictor != HORIZONTAL:
+        predictor = 1
+    row_bytes = page.size[1] * page.channels * page.dtype.itemsize
+    most = max(1, STRIP_BYTES // row_bytes)
+    rows = min(layout.rows or most, most, page.size[0])
+    is_white_zero = layout.is_white_zero and page.channels <= 2
+    return replace(
+        layout, compression=compression, predictor=predictor, rows=rows, is_white_zero=is_white_zero
+    )
+
+
+def encoder(layout: Layout) -> Callable[[Array], bytes]:
+    """Pixels (rows, columns, C) in native order -> bytes of a strip or tile."""
+    compress = _compressor(layout.compression)
+
+    def encode(pixels: Array) -> bytes:
+        if layout.predictor == HORIZONTAL:
+            differences = pixels.copy()
+            differences[:, 1:] -= pixels[:, :-1]  # wraps around
+            pixels = differences
+        stored = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(layout.order))
+        if layout.compression == PACKBITS:  # each row by itself, TIFF 6.0, section 9
+            return b"".join(compress(row.tobytes()) for row in stored)
+        return compress(stored.tobytes())
+
+    return encode
+
+
+def tags_of(metadata: Metadata, order: str) -> Directory:
+    """What goes into a page's tags of the metadata, whatever format it came from."""
+    if metadata.tiff is not None:
+        return metadata.tiff.without(LAYOUT_TAGS)
+    directory = exif_directory(metadata.exif)
+    if directory is None or directory.order != order:
+        directory = Directory(order, ())
+    directory = directory.without(LAYOUT_TAGS)
+    entries = []
+    if metadata.dpi:
+        entries = [
+            numbers(order, RESOLUTION_UNIT_TAG, SHORT, 2),
+            _ratio(order, X_RESOLUTION_TAG, metadata.dpi[0]),
+            _ratio(order, Y_RESOLUTION_TAG, metadata.dpi[1]),
+        ]
+    blocks = (
+        (ICC_TAG, metadata.icc, UNDEFINED),
+        (XMP_TAG, metadata.xmp, BYTE),
+        (IPTC_TAG, metadata.iptc, UNDEFINED),
+        (PHOTOSHOP_TAG, metadata.photoshop, BYTE),
+    )
+    entries += [raw(code, data, type_) for code, data, type_ in blocks if data]
+    return directory.having(entries)
+
+
+def order_of(metadata: Metadata) -> str:
+    """The byte order that lets a page's tags be copied as they are."""
+    directory = metadata.tiff or exif_directory(metadata.exif)
+    return directory.order if directory else "<"
+
+
+def _layout_entries(page: Page, layout: Layout, order: str) -> list[Entry]:
+    """Tags that every page has."""
+    bits = [8 * page.dtype.itemsize] * page.channels
+    photometric = 2 if page.channels > 2 else 0 if layout.is_white_zero else 1
+    entries = [
+        numbers(order, 256, LONG, page.size[1]),
+        numbers(order, 257, LONG, page.size[0]),
+        numbers(order, 258, SHORT, *bits),
+        numbers(order, 259, SHORT, layout.compression),
+        numbers(order, 262, SHORT, photometric),
+        numbers(order, 274, SHORT, 1),
+        numbers(order, 277, SHORT, page.channels),
+        numbers(order, 284, SHORT, 1),
+    ]
+    if layout.predictor != 1:
+        entries.append(numbers(order, 317, SHORT, layout.predictor))
+    if page.channels in (2, 4):
+        entries.append(numbers(order, 338, SHORT, layout.extra_sample))
+    if page.metadata.tiff and (kind := page.metadata.tiff.number(254)):
+        entries.append(numbers(order, 254, LONG, kind))
+    return entries
+
+
+def _ratio(order: str, code: int, value: float) -> Entry:
+    parts = round(value * RESOLUTION_SCALE), RESOLUTION_SCALE
+    return Entry(code, RATIONAL, 1, struct.pack(f"{order}2I", *parts))
+
+
+def _compressor(compression: int) -> Callable[[bytes], bytes]:
+    if compression == NONE:
+        return bytes
+    if compression == LZMA:
+        return lzma.compress
+    try:
+        import imagecodecs
+    except ImportError:
+        return zlib.compress
+    codecs: dict[int, Callable[[Any], Any]] = {
+        DEFLATE: imagecodecs.deflate_encode,  # zlib's format, six times as fast
+        LZW: imagecodecs.lzw_encode,
+        PACKBITS: imagecodecs.packbits_encode,
+        ZSTD: imagecodecs.zstd_encode,
+    }
+    encode = codecs[compression]
+    return lambda data: bytes(encode(data))

@@ -1,0 +1,313 @@
+"""Photos written whole or not at all: a file of its own beside the target, renamed in the end."""
+
+import contextlib
+import os
+import secrets
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from PIL import Image
+
+from oldrestore.photo_file import png
+from oldrestore.photo_file.errors import PhotoError, check_whole, reason
+from oldrestore.photo_file.metadata import EXIF_PREFIX, Metadata, photoshop_of, without_prefix
+from oldrestore.photo_file.ordinary import (
+    PHOTOSHOP_SEGMENT,
+    array_of,
+    check_mode,
+    dpi_of,
+    in_kept_mode,
+)
+from oldrestore.photo_file.page import Array, ArrayPage, Page
+from oldrestore.photo_file.tiff_write import TiffWriter, needs_big, order_of
+
+WRITE_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+}
+READ_SUFFIXES = (*WRITE_FORMATS, ".gif", ".jp2", ".pgm", ".ppm")
+QUALITY = 95  # of JPEG and WebP; above it files grow and nothing is seen
+MAX_SEGMENT_BYTES = 65_533  # of JPEG
+
+
+class WindowWriter(Protocol):
+    """Takes one page, window by window."""
+
+    def write(self, top: int, left: int, array: Array) -> None:
+        """A window (h, w, channels) of the page's type; rows of windows come top to bottom.
+
+        Raises:
+            ValueError: it does not fit the page, or lies on what was written before.
+        """
+
+    def close(self) -> None:
+        """Finish the page.
+
+        Raises:
+            ValueError: windows are missing.
+        """
+
+
+class PhotoWriter:
+    """A photo that is being written; leaving its ``with`` block puts it in place.
+
+    The format follows the suffix. If the block is left by an error, nothing is left behind and what
+    was there before stays.
+
+    Args:
+        path: where it goes; an older file is replaced in the last step.
+        pages: how many there will be.
+        decoded_bytes: of all pages; decides whether a TIFF needs 64 bits.
+
+    Raises:
+        PhotoError: the suffix is unknown, the format cannot hold so many pages, or the file cannot
+            be written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], pages: int = 1, decoded_bytes: int = 0
+    ) -> None:
+        self.path = Path(path)
+        check_suffix(self.path)
+        self.format = WRITE_FORMATS[self.path.suffix.lower()]
+        if pages > 1 and self.format != "TIFF":
+            raise PhotoError(f"{self.path}: {self.format} holds one picture, not {pages}: use .tif")
+        self._is_large = needs_big(decoded_bytes)
+        self._partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        self._file: BinaryIO | None = None
+        self._tiff: TiffWriter | None = None
+
+    def __enter__(self) -> "PhotoWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is None:  # no page came
+            return
+        try:
+            with self._naming_errors():
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                self._file.close()
+                if kind is None:
+                    self._partial.replace(self.path)
+        finally:
+            with contextlib.suppress(OSError):  # what could not be flushed is thrown away
+                self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def add_page(self, page: Page) -> Iterator[WindowWriter]:
+        """A writer of the next page: of the size, type, metadata and layout of ``page``.
+
+        Raises:
+            PhotoError: the format cannot hold it, or it cannot be written.
+        """
+        _check_holds(self.path, self.format, page)
+        writer: WindowWriter
+        with self._naming_errors():
+            if self._file is None:
+                self._file = self._partial.open("xb")
+            if self.format == "TIFF":
+                if self._tiff is None:
+                    is_big = self._is_large or bool(page.layout and page.layout.is_big)
+                    is_big |= needs_big(page.nbytes)
+                    order = page.layout.order if page.layout else order_of(page.metadata)
+                    self._tiff = TiffWriter(self._file, order, is_big=is_big)
+                writer = self._tiff.add_page(page)
+            else:
+                writer = _WHOLE[self.format](self._file, page, self.path)
+        yield _Named(writer, self)
+        with self._naming_errors():
+            writer.close()
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except PhotoError as error:
+            if str(self.path) in str(error):
+                raise
+            raise PhotoError(f"{self.path}: {error}") from error
+        except (OSError, MemoryError) as error:
+            raise PhotoError(f"{self.path}: cannot be written: {reason(error)}") from error
+
+
+class _Named:
+    """A window writer whose errors name the file."""
+
+    def __init__(self, writer: WindowWriter, photo: PhotoWriter) -> None:
+        self._writer, self._photo = writer, photo
+
+    def write(self, top: int, left: int, array: Array) -> None:
+        with self._photo._naming_errors():
+            self._writer.write(top, left, array)
+
+    def close(self) -> None:
+        """The page is finished when its block is left."""
+
+
+class _WholeWriter(ABC):
+    """Gathers a page and encodes it in the end."""
+
+    def __init__(self, file: BinaryIO, page: Page, path: Path) -> None:
+        check_whole(page.nbytes, str(path))
+        self._file, self._page, self._path = file, page, path
+        self._pixels = np.empty((*page.size, page.channels), page.dtype)
+        self._missing = page.size[0] * page.size[1]
+
+    def write(self, top: int, left: int, array: Array) -> None:
+        place = self._pixels[top : top + array.shape[0], left : left + array.shape[1]]
+        if place.shape != array.shape or array.dtype != place.dtype:
+            got = f"{array.dtype} {array.shape} at {(top, left)}"
+            raise ValueError(f"array: expected a window of {self._pixels.shape}, got {got}")
+        place[...] = array
+        self._missing -= place.shape[0] * place.shape[1]
+
+    def close(self) -> None:
+        if self._missing:
+            raise ValueError(f"windows: expected the whole page, {self._missing} pixels differ")
+        try:
+            self._file.write(self.encoded(self._pixels, self._page.metadata))
+        except (ValueError, RuntimeError) as error:
+            raise PhotoError(f"{self._path}: cannot be written: {reason(error)}") from error
+
+    @abstractmethod
+    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
+        """The bytes of the file."""
+
+    def tell_what_is_lost(self, metadata: Metadata, *names: str) -> None:
+        """Warn of metadata that this format has no place for."""
+        lost = [name.upper() for name in names if getattr(metadata, name)]
+        if lost:
+            warnings.warn(f"{self._path}: has no place for {', '.join(lost)}", stacklevel=2)
+
+
+class _PngWriter(_WholeWriter):
+    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
+        if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
+            data = png.encode_deep(pixels, str(self._path))
+        else:
+            data = _by_pillow(pixels, "PNG")
+        return png.with_metadata(data, metadata)
+
+
+class _JpegWriter(_WholeWriter):
+    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
+        extra = metadata.jpeg_segments
+        photoshop = metadata.photoshop or (photoshop_of(metadata.iptc) if metadata.iptc else b"")
+        if photoshop and not extra:
+            extra = _jpeg_segments(photoshop)
+        options = _options(metadata, "exif", "icc", "xmp", "dpi")
+        if "exif" in options:
+            options["exif"] = EXIF_PREFIX + metadata.exif
+        # subsampled colour would lose what was just restored
+        return _by_pillow(pixels, "JPEG", quality=QUALITY, subsampling=0, extra=extra, **options)
+
+
+class _WebpWriter(_WholeWriter):
+    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
+        self.tell_what_is_lost(metadata, "iptc")
+        options = _options(metadata, "exif", "icc", "xmp")
+        lossless = self._page.is_lossless_webp
+        return _by_pillow(pixels, "WEBP", quality=QUALITY, lossless=lossless, **options)
+
+
+class _BmpWriter(_WholeWriter):
+    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
+        self.tell_what_is_lost(metadata, "exif", "icc", "xmp", "iptc")
+        return _by_pillow(pixels, "BMP", **_options(metadata, "dpi"))
+
+
+_WHOLE: dict[str, type[_WholeWriter]] = {
+    "PNG": _PngWriter,
+    "JPEG": _JpegWriter,
+    "WEBP": _WebpWriter,
+    "BMP": _BmpWriter,
+}
+
+
+def save(picture: Image.Image | Array, path: str | os.PathLike[str]) -> None:
+    """Write a picture whole or not at all, with its EXIF, colour profile, XMP, IPTC and resolution.
+
+    The format follows the suffix. JPEG and WebP are written at quality 95, JPEG without subsampling
+    of colour, TIFF with deflate. What is there is replaced in the last step.
+
+    Args:
+        picture: PIL image, its metadata in ``info``; or array (H, W[, C]) uint8 or uint16.
+
+    Raises:
+        PhotoError: the suffix is unknown, the format cannot hold the picture (alpha, 16 bits), or
+            the file cannot be written.
+    """
+    name = str(path)
+    if isinstance(picture, Image.Image):
+        check_mode(picture.mode, name)
+        array, info = array_of(in_kept_mode(picture), name), picture.info
+        metadata = Metadata(
+            exif=without_prefix(info.get("exif", b"")),
+            icc=info.get("icc_profile") or b"",
+            xmp=info.get("xmp", b""),
+            iptc=info.get("iptc", b""),
+            dpi=dpi_of(info),
+        )
+    else:
+        array, metadata = picture.reshape(*picture.shape[:2], -1), Metadata()
+    page = ArrayPage(name, array, metadata)
+    with PhotoWriter(path) as writer, writer.add_page(page) as windows:
+        windows.write(0, 0, page.pixels)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise PhotoError if ``save`` has no format for this name."""
+    if path.suffix.lower() not in WRITE_FORMATS:
+        known = " ".join(WRITE_FORMATS)
+        raise PhotoError(f"{path}: expected a name that ends in one of {known}")
+
+
+def _check_holds(path: Path, form: str, page: Page) -> None:
+    """Refuse what a format has no place for."""
+    wrong = []
+    if page.channels in (2, 4) and form in ("JPEG", "BMP"):
+        wrong.append("alpha")
+    if page.dtype == np.uint16 and form in ("JPEG", "WEBP", "BMP"):
+        wrong.append("16 bits")
+    if wrong:
+        raise PhotoError(f"{path}: {form} cannot hold {' and '.join(wrong)}: use .png or .tif")
+
+
+def _options(metadata: Metadata, *names: str) -> dict[str, Any]:
+    """Metadata as Pillow's ``save`` takes it."""
+    values = {name: getattr(metadata, name) for name in names if getattr(metadata, name)}
+    return {"icc_profile" if name == "icc" else name: value for name, value in values.items()}
+
+
+def _by_pillow(pixels: Array, form: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _jpeg_segments(photoshop: bytes) -> bytes:
+    """Photoshop's blocks in segments of JPEG."""
+    room = MAX_SEGMENT_BYTES - len(PHOTOSHOP_SEGMENT)
+    parts = (photoshop[place : place + room] for place in range(0, len(photoshop), room))
+    segments = (PHOTOSHOP_SEGMENT + part for part in parts)
+    return b"".join(b"\xff\xed" + (len(s) + 2).to_bytes(2, "big") + s for s in segments)
