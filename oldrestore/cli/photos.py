@@ -107,7 +107,7 @@ def restore(
     def run(index: int) -> dict[str, Any]:
         source = sources[index]
         asked = mask_of(source, mask) if mask else None if no_mask else "auto"
-        pages = []
+        pages: list[dict[str, Any]] = []
         for page, restoration in restore_pages(
             restorer,
             source.path,

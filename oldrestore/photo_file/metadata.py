@@ -12,7 +12,9 @@ from oldrestore.photo_file.directory import (
     SHORT,
     SIZES,
     Directory,
+    Entry,
     Header,
+    Read,
     numbers,
     read_directory,
     read_header,
@@ -33,6 +35,7 @@ EXIF_PAIRS = ((EXIF_WIDTH_TAG, EXIF_HEIGHT_TAG),)
 ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 EXIF_PREFIX = b"Exif\0\0"
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)([1-8])")
+INCHES, CENTIMETRES = 2, 3  # units of resolution
 CM_PER_INCH = 2.54
 ICC_HEADER_BYTES, ICC_MAGIC = 128, slice(36, 40)
 RESOURCE_MAGIC, IPTC_RESOURCE = b"8BIM", 0x0404  # of Photoshop's image resource blocks
@@ -69,9 +72,7 @@ class Metadata:
         is_on_its_side = self.orientation in ON_ITS_SIDE
         dpi = self.dpi[::-1] if self.dpi and is_on_its_side else self.dpi
         tiff = None if self.tiff is None else _upright_tiff(self.tiff, is_on_its_side)
-        chunks = tuple(
-            (name, _upright_chunk(name, d, is_on_its_side)) for name, d in self.png_chunks
-        )
+        chunks = tuple(_upright_chunk(*chunk, is_on_its_side) for chunk in self.png_chunks)
         return replace(
             self,
             exif=_upright_exif(self.exif, is_on_its_side),
@@ -121,6 +122,17 @@ def valid_dpi(*values: float) -> tuple[float, float] | None:
     if len(values) == 2 and all(math.isfinite(x) and x > 0 for x in values):
         return float(values[0]), float(values[1])
     return None
+
+
+def dpi_of_tags(directory: Directory | None) -> tuple[float, float] | None:
+    """The resolution that the tags of a TIFF page, or of EXIF, give."""
+    if directory is None:
+        return None
+    scale = {INCHES: 1.0, CENTIMETRES: CM_PER_INCH}.get(
+        directory.number(RESOLUTION_UNIT_TAG, INCHES), 0.0
+    )
+    found = *directory.ratios(X_RESOLUTION_TAG)[:1], *directory.ratios(Y_RESOLUTION_TAG)[:1]
+    return valid_dpi(*(value * scale for value in found))
 
 
 def iptc_of(photoshop: bytes) -> bytes:
@@ -195,18 +207,17 @@ def _upright_tiff(directory: Directory, is_on_its_side: bool) -> Directory:
     return replace(directory.having(new), children=children)
 
 
-def _swapped(directory: Directory, a: int, b: int) -> list:
+def _swapped(directory: Directory, a: int, b: int) -> list[Entry]:
     first, second = directory.find(a), directory.find(b)
     if first is None or second is None:
         return []
     return [replace(first, code=b), replace(second, code=a)]
 
 
-def _upright_chunk(name: bytes, data: bytes, is_on_its_side: bool) -> bytes:
-    if name == b"pHYs" and is_on_its_side:
-        return data[4:8] + data[:4] + data[8:]
-    return data
+def _upright_chunk(name: bytes, data: bytes, is_on_its_side: bool) -> tuple[bytes, bytes]:
+    is_swapped = name == b"pHYs" and is_on_its_side
+    return name, data[4:8] + data[:4] + data[8:] if is_swapped else data
 
 
-def _reader(data: bytes):
+def _reader(data: bytes) -> Read:
     return lambda offset, count: data[offset : offset + count]

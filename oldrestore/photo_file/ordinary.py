@@ -6,11 +6,12 @@ limits of ``errors.py`` take its place, before a pixel is decoded.
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from oldrestore.photo_file import png
 from oldrestore.photo_file.errors import (
@@ -24,6 +25,7 @@ from oldrestore.photo_file.errors import (
 )
 from oldrestore.photo_file.metadata import (
     Metadata,
+    dpi_of_tags,
     exif_directory,
     iptc_of,
     is_profile,
@@ -60,7 +62,7 @@ def read_ordinary(data: bytes, name: str) -> ArrayPage:
         with open_picture(data, name) as picture:
             check_picture(picture, len(data), name)
             if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-                frames = f"{picture.n_frames} frames"  # type: ignore[attr-defined]
+                frames = f"{picture.n_frames} frames"
                 raise PhotoError(f"{name}: is animated ({frames}); save the one you want by itself")
             array, notes = pixels_of(picture, data, name)
             metadata, more_notes = metadata_of(picture, data)
@@ -76,7 +78,7 @@ def read_ordinary(data: bytes, name: str) -> ArrayPage:
     )
 
 
-def open_picture(data: bytes, name: str) -> Image.Image:
+def open_picture(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header of a picture; its pixels are not decoded yet."""
     Image.init()
     for form in READ_FORMATS:
@@ -84,7 +86,7 @@ def open_picture(data: bytes, name: str) -> Image.Image:
         if accept is None or accept(data[:PREFIX_BYTES]) is not True:
             continue
         try:
-            picture: Image.Image = factory(BytesIO(data), "")
+            picture = factory(BytesIO(data), "")
         except DAMAGED as error:
             raise damaged(name, error) from error
         return picture
@@ -92,7 +94,7 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     raise PhotoError(f"{name}: is not a picture of a known format ({known})")
 
 
-def check_picture(picture: Image.Image, file_bytes: int, name: str) -> None:
+def check_picture(picture: ImageFile.ImageFile, file_bytes: int, name: str) -> None:
     """Refuse a size or a mode that is not worked on."""
     check_size(*picture.size, name)
     decoded = picture.width * picture.height * BYTES_PER_PIXEL.get(picture.mode, 4)
@@ -107,7 +109,9 @@ def check_mode(mode: str, name: str) -> None:
         raise PhotoError(f"{name}: mode {mode} is not read; convert it to RGB or L first")
 
 
-def pixels_of(picture: Image.Image, data: bytes, name: str) -> tuple[Array, tuple[str, ...]]:
+def pixels_of(
+    picture: ImageFile.ImageFile, data: bytes, name: str
+) -> tuple[Array, tuple[str, ...]]:
     """Stored pixels (H, W, C) of a file that is open, and what reading them changed."""
     if _is_deep(picture, data):
         if picture.format == "PNG":
@@ -115,10 +119,10 @@ def pixels_of(picture: Image.Image, data: bytes, name: str) -> tuple[Array, tupl
         if picture.format == "JPEG2000":
             return _deep_jpeg2000(data, name), ()
         raise PhotoError(f"{name}: 16 bits of colour are read from TIFF and PNG files alone")
+    tiles, mode = str(picture.tile), picture.mode
     picture.load()
-    mode = picture.mode
     notes = [NOTES[mode]] if mode in NOTES else []
-    if mode == "L" and any(f"'L;{bits}'" in str(picture.tile) for bits in (2, 4)):
+    if mode == "L" and any(f"'L;{bits}'" in tiles for bits in (2, 4)):
         notes.append("grey of fewer than 8 bits is written with 8")
     if picture.format == "MPO":
         notes.append("holds several pictures: the first is taken")
@@ -152,7 +156,8 @@ def metadata_of(picture: Image.Image, data: bytes) -> tuple[Metadata, tuple[str,
     """What a file that is open says of its photo, and what of it is broken."""
     info, notes = picture.info, []
     exif, icc = without_prefix(_bytes(info.get("exif"))), _bytes(info.get("icc_profile"))
-    if exif and exif_directory(exif) is None:
+    directory = exif_directory(exif)
+    if exif and directory is None:
         notes.append("its EXIF is broken and left out")
         exif = b""
     if icc and not is_profile(icc):
@@ -166,7 +171,8 @@ def metadata_of(picture: Image.Image, data: bytes) -> tuple[Metadata, tuple[str,
         xmp=_bytes(info.get("xmp")),
         iptc=iptc_of(photoshop) or png.iptc_of(found) or _bytes(info.get("iptc")),
         photoshop=photoshop,
-        dpi=dpi_of(info),
+        # Pillow takes one of EXIF's two resolutions where a JPEG has none of its own
+        dpi=(dpi_of(info) if info.get("jfif_unit", 1) else None) or dpi_of_tags(directory),
         jpeg_segments=segments,
         png_chunks=found,
     )
@@ -187,9 +193,7 @@ def upright(picture: Image.Image, name: str) -> Image.Image:
         exif = picture.info.get("exif")
         metadata, _ = metadata_of(picture, b"")
         if exif is None and picture.getexif():  # of a TIFF that Pillow has open
-            metadata = Metadata(
-                **{**vars(metadata), "exif": without_prefix(picture.getexif().tobytes())}
-            )
+            metadata = replace(metadata, exif=without_prefix(picture.getexif().tobytes()))
         result = in_kept_mode(ImageOps.exif_transpose(picture))
     except DAMAGED as error:
         raise damaged(name, error) from error
@@ -209,7 +213,7 @@ def info_of(metadata: Metadata) -> dict[Any, Any]:
     return {key: value for key, value in named.items() if value}
 
 
-def _is_deep(picture: Image.Image, data: bytes) -> bool:
+def _is_deep(picture: ImageFile.ImageFile, data: bytes) -> bool:
     """Whether Pillow would read colours of more than 8 bits as 8."""
     if picture.format == "JPEG2000":
         return picture.mode != "I;16" and _jpeg2000_bits(data) > 8

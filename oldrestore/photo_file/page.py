@@ -110,7 +110,7 @@ class ArrayPage(Page):
         is_lossless_webp: bool = False,
     ) -> None:
         self.name = name
-        self.pixels = turned(array, metadata.orientation)
+        self.pixels: Array = turned(array, metadata.orientation)
         self.size = self.pixels.shape[0], self.pixels.shape[1]
         self.channels = self.pixels.shape[2]
         self.dtype = self.pixels.dtype
@@ -120,7 +120,7 @@ class ArrayPage(Page):
 
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         self.check_window(top, left, height, width)
-        return self.pixels[top : top + height, left : left + width].copy()
+        return np.array(self.pixels[top : top + height, left : left + width])
 
 
 def turned(array: Array, orientation: int) -> Array:
@@ -148,5 +148,5 @@ def widened(pixels: Array, bits: int) -> Array:
     if bits == full:
         return pixels
     top, most = (1 << full) - 1, (1 << bits) - 1
-    scaled = (pixels.astype(np.uint32) * top + most // 2) // most
+    scaled: Array = (pixels.astype(np.uint32) * top + most // 2) // most
     return scaled.astype(np.uint8 if full == 8 else np.uint16)

@@ -22,22 +22,18 @@ from oldrestore.photo_file.errors import (
     no_codecs,
 )
 from oldrestore.photo_file.metadata import (
-    CM_PER_INCH,
     HEIGHT_TAG,
     ICC_TAG,
     IPTC_TAG,
     ON_ITS_SIDE,
     PHOTOSHOP_TAG,
-    RESOLUTION_UNIT_TAG,
     WIDTH_TAG,
-    X_RESOLUTION_TAG,
     XMP_TAG,
-    Y_RESOLUTION_TAG,
     Metadata,
+    dpi_of_tags,
     exif_of,
     iptc_of,
     is_profile,
-    valid_dpi,
 )
 from oldrestore.photo_file.page import (
     Array,
@@ -69,7 +65,6 @@ REFUSED = {
 }
 NOT_COMPRESSED, OLD_JPEG, NEW_JPEG = 1, 6, 7
 REDUCED, IS_MASK = 1, 4  # bits of the subfile type
-CENTIMETRES = 3  # unit of resolution
 MAX_PAGES = 100_000
 READ_ROWS = 256  # at a time, where a page is decoded once
 
@@ -115,16 +110,15 @@ class TiffReader:
         if self._file is None or is_pillows:
             place = self._offsets.index(self._directories_at[index])
             return _pillow_page(self._source, place, directory, metadata, notes, name)
-        return TiffPage(
-            self._source, self._page(index, name), directory, self.header, metadata, notes, name
-        )
+        page = self._page(self._file, index, name)
+        return TiffPage(self._source, page, directory, self.header, metadata, notes, name)
 
-    def _page(self, index: int, name: str) -> Any:
+    def _page(self, file: Any, index: int, name: str) -> Any:
         import tifffile
 
         try:
-            self._file.filehandle.seek(self._directories_at[index])
-            return tifffile.TiffPage(self._file, index)
+            file.filehandle.seek(self._directories_at[index])
+            return tifffile.TiffPage(file, index)
         except (*DAMAGED, AttributeError, tifffile.TiffFileError) as error:
             raise damaged(name, error) from error
 
@@ -222,16 +216,13 @@ def metadata_of(directory: Directory) -> tuple[Metadata, tuple[str, ...]]:
     if directory.find(LAYERS_TAG):
         notes.append("Photoshop's layers are left out")
     photoshop = directory.data(PHOTOSHOP_TAG)
-    resolution = *directory.ratios(X_RESOLUTION_TAG)[:1], *directory.ratios(Y_RESOLUTION_TAG)[:1]
-    unit = directory.number(RESOLUTION_UNIT_TAG, 2)
-    scale = {2: 1.0, CENTIMETRES: CM_PER_INCH}.get(unit, 0.0)
     metadata = Metadata(
         exif=exif_of(directory),
         icc=icc,
         xmp=directory.data(XMP_TAG),
         iptc=directory.data(IPTC_TAG) or iptc_of(photoshop),
         photoshop=photoshop,
-        dpi=valid_dpi(*(value * scale for value in resolution)),
+        dpi=dpi_of_tags(directory),
         tiff=directory,
     )
     return metadata, tuple(notes)
@@ -342,7 +333,7 @@ def _pillow_page(
     return ArrayPage(name, array, metadata, (*notes, *more))
 
 
-def _tifffile(source: Source, name: str) -> Any:
+def _tifffile(source: Any, name: str) -> Any:
     import tifffile
 
     log = logging.getLogger("tifffile")

@@ -171,7 +171,8 @@ class RawRows:
             count = (end - row) * width * channels * self._dtype.itemsize
             data = self._source.read_at(offset, count)
             if len(data) < count:
-                raise PhotoError(f"{self._name}: is damaged or cut short: row {row} is missing")
+                missing = row + len(data) // self._row_bytes
+                raise PhotoError(f"{self._name}: is damaged or cut short: row {missing} is missing")
             rows = np.frombuffer(data, self._dtype).reshape(end - row, width, channels)
             out[row - top : end - top] = rows
             row = end

@@ -274,7 +274,7 @@ def tags_of(metadata: Metadata, order: str) -> Directory:
         directory = Directory(order, ())
     directory = directory.without(LAYOUT_TAGS)
     entries = []
-    if metadata.dpi:
+    if metadata.dpi and not directory.find(X_RESOLUTION_TAG):
         entries = [
             numbers(order, RESOLUTION_UNIT_TAG, SHORT, 2),
             _ratio(order, X_RESOLUTION_TAG, metadata.dpi[0]),
