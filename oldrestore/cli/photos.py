@@ -186,8 +186,8 @@ def side_by_side(before: Array, after: Array) -> Array:
 
 
 def page_path(path: Path, number: int) -> Path:
-    """Where what belongs to a page goes: ``path`` for the first, ``NAME-2.png`` for the second."""
-    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+    """Where what is of a page goes: ``path`` for the first, ``NAME-page-2.png`` for the second."""
+    return path if number == 1 else path.with_name(f"{path.stem}-page-{number}{path.suffix}")
 
 
 def _for_each_photo(

@@ -22,7 +22,7 @@ from oldrestore.photo_file.errors import (
 from oldrestore.photo_file.page import Array
 from oldrestore.photo_file.source import Source
 
-CACHE_BYTES = 256 << 20  # of decoded strips and tiles; a row of tiles of a large scan fits
+CACHE_BYTES = 128 << 20  # of decoded strips and tiles: a row of tiles across 30,000 px, 16-bit RGB
 JPEG = 7
 JPEG_SIZES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))

@@ -133,8 +133,9 @@ class TiffPageWriter:
         self._size, self._channels = page.size, page.channels
         self._dtype = page.dtype.newbyteorder("=")
         self._rows = layout.tile[0] if layout.tile else layout.rows
+        # rows that are not written yet, and how many pixels of each there are
         self._pending = np.empty((0, page.size[1], page.channels), self._dtype)
-        self._filled = np.zeros(0, np.int64)  # pixels of each pending row
+        self._filled = np.zeros(0, np.int64)
         self._done = 0  # rows written
         self._offsets: list[int] = []
         self._counts: list[int] = []
@@ -155,10 +156,7 @@ class TiffPageWriter:
             raise ValueError(f"window: {(top, left, height, width)} is outside, or comes too late")
         start, end = top - self._done, top + height - self._done
         if end > len(self._pending):
-            more = end - len(self._pending)
-            empty = np.empty((more, *self._pending.shape[1:]), self._dtype)
-            self._pending = np.concatenate([self._pending, empty])
-            self._filled = np.concatenate([self._filled, np.zeros(more, np.int64)])
+            self._make_room(end)
         self._pending[start:end, left : left + width] = array
         self._filled[start:end] += width
         if (self._filled[start:end] > self._size[1]).any():
@@ -179,17 +177,32 @@ class TiffPageWriter:
         entries = _layout_entries(self._page, self._layout, order)
         entries += self._segment_entries(is_big)
         self._writer.finish_page(directory.having(entries))
+        self._pending = self._pending[:0].copy()
+
+    def _make_room(self, rows: int) -> None:
+        """Hold so many rows; the windows of the next rows will want as many."""
+        rows += self._rows
+        pending = np.empty((rows, *self._pending.shape[1:]), self._dtype)
+        filled = np.zeros(rows, np.int64)
+        pending[: len(self._pending)], filled[: len(self._filled)] = self._pending, self._filled
+        self._pending, self._filled = pending, filled
 
     def _write_full_rows(self) -> None:
         """Write the strips, or rows of tiles, whose pixels are all there."""
+        start = 0
         while self._done < self._size[0]:
             rows = min(self._rows, self._size[0] - self._done)
-            if len(self._filled) < rows or (self._filled[:rows] < self._size[1]).any():
-                return
-            self._write_band(self._pending[:rows])
-            self._pending, self._filled = self._pending[rows:], self._filled[rows:]
+            filled = self._filled[start : start + rows]
+            if len(filled) < rows or (filled < self._size[1]).any():
+                break
+            self._write_band(self._pending[start : start + rows])
+            start += rows
             self._done += rows
-        self._pending = self._pending.copy()  # lets go of what is written
+        if start:
+            kept = int((self._filled[start:] > 0).sum())  # rows are begun from top to bottom
+            self._pending[:kept] = self._pending[start : start + kept]
+            self._filled[: len(self._filled) - start] = self._filled[start:]
+            self._filled[len(self._filled) - start :] = 0
 
     def _write_band(self, band: Array) -> None:
         columns = self._layout.tile[1] if self._layout.tile else band.shape[1]
