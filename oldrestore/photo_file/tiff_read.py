@@ -45,7 +45,14 @@ from oldrestore.photo_file.page import (
     widened,
 )
 from oldrestore.photo_file.source import Source
-from oldrestore.photo_file.tiff_segments import CACHE_BYTES, RawRows, Segments, Spooled, Stored
+from oldrestore.photo_file.tiff_segments import (
+    CACHE_BYTES,
+    RawRows,
+    Segments,
+    Spooled,
+    Stored,
+    places,
+)
 
 SUBFILE_TAG, BITS_TAG, COMPRESSION_TAG, PHOTOMETRIC_TAG, FILL_ORDER_TAG = 254, 258, 259, 262, 266
 SAMPLES_TAG, ROWS_TAG, PLANAR_TAG, PREDICTOR_TAG, COLOURS_TAG = 277, 278, 284, 317, 320
@@ -194,7 +201,9 @@ class TiffPage(Page):
             if raw is not None:
                 return raw
             segments = Segments(source, page, self.name)
-        except (TypeError, AttributeError) as error:  # tags of a kind that they never have
+        except PhotoError:
+            raise
+        except (*DAMAGED, AttributeError) as error:  # tags of a kind that they never have
             raise damaged(self.name, error) from error
         stored_bytes = shape[0] * shape[1] * shape[2] * page.dtype.itemsize
         if self._orientation in ON_ITS_SIDE and stored_bytes > CACHE_BYTES:
@@ -298,11 +307,9 @@ def _raw_rows(source: Source, page: Any, directory: Directory, name: str) -> Raw
         return None
     shape = page.imagelength, page.imagewidth, page.samplesperpixel
     rows = min(page.rowsperstrip, page.imagelength)
-    strips = -(-page.imagelength // rows)
-    if len(page.dataoffsets) < strips:
-        raise PhotoError(f"{name}: is damaged: has {len(page.dataoffsets)} strips of {strips}")
+    offsets, _ = places(page, -(-page.imagelength // rows), name)
     dtype = np.dtype(np.uint8 if bits == 8 else f"{directory.order}u2")
-    return RawRows(source, page.dataoffsets, rows, shape, dtype, name)
+    return RawRows(source, offsets, rows, shape, dtype, name)
 
 
 def _pillow_page(

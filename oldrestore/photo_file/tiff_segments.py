@@ -57,9 +57,7 @@ class Segments:
         # of one bit a sample tifffile makes truth values
         self._dtype = np.dtype(np.uint8 if page.dtype == bool else page.dtype.newbyteorder("="))
         number = self._across * self._down * self._planes
-        if min(len(page.dataoffsets), len(page.databytecounts)) < number:
-            found = min(len(page.dataoffsets), len(page.databytecounts))
-            raise PhotoError(f"{name}: is damaged: has {found} strips or tiles of {number}")
+        self._offsets, self._counts = places(page, number, name)
         samples = self._channels // self._planes
         self._decoded_bytes = rows * columns * samples * self._dtype.itemsize
         if self._decoded_bytes > MAX_DECODED_BYTES:
@@ -118,8 +116,8 @@ class Segments:
 
     def _data(self, index: int) -> bytes:
         """Encoded bytes of a strip or tile."""
-        count = self._page.databytecounts[index]
-        data = self._source.read_at(self._page.dataoffsets[index], count)
+        count = self._counts[index]
+        data = self._source.read_at(self._offsets[index], count)
         if not count or len(data) < count:
             message = f"strip or tile {index} lies beyond the end" if count else f"{index} is empty"
             raise PhotoError(f"{self._name}: is damaged or cut short: {message}")
@@ -214,6 +212,17 @@ class Spooled:
             file.write(self._stored.read(top, 0, height, self._shape[1]).tobytes())
         file.flush()
         return file
+
+
+def places(page: Any, number: int, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and bytes of so many strips or tiles of a tifffile page."""
+    offsets, counts = tuple(page.dataoffsets), tuple(page.databytecounts)
+    if min(len(offsets), len(counts)) < number:
+        found = min(len(offsets), len(counts))
+        raise PhotoError(f"{name}: is damaged: has {found} strips or tiles of {number}")
+    if not all(isinstance(value, int) and value >= 0 for value in (*offsets, *counts)):
+        raise PhotoError(f"{name}: is damaged: its strips or tiles have no places")
+    return offsets, counts
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
