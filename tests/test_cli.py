@@ -394,3 +394,14 @@ def test_what_cannot_be_restored_gets_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1].rsplit("/")[-1] for line in lines] == ["c.tif", "d.tif", "e.tif"]
     assert below(tmp_path / "out") == ["1931/b.png", "a.png"]
+
+
+def test_every_page_gets_a_mask(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = np.zeros((2, 16, 24), np.uint16)
+    tifffile.imwrite(tmp_path / "in.tif", pages, photometric="minisblack", metadata=None)
+    command = ["detect", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out"), "--json"]
+    assert run_command([*command, "--weights", str(weights)]) == 0
+    assert below(tmp_path / "out") == ["in-page-2.png", "in.png"]
+    assert len(json.loads(capsys.readouterr().out)["pages"]) == 2

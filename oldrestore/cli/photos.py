@@ -15,7 +15,7 @@ from PIL import Image
 from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
 from oldrestore.files import restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
-from oldrestore.photo_file import Array, save
+from oldrestore.photo_file import Array, open_photo, save
 from oldrestore.pipeline import Restorer
 from oldrestore.restraint import OutsideMask
 
@@ -170,9 +170,14 @@ def detect(
     restorer = engine.load()
 
     def run(index: int) -> dict[str, Any]:
-        mask = restorer.detect(sources[index].path, threshold=threshold)
-        damaged = float(np.asarray(mask).mean()) / 255
-        return {**_write({"output": (results[index], mask)}), "damaged": round(damaged, 6)}
+        pages: list[dict[str, Any]] = []
+        with open_photo(sources[index].path) as photo:
+            for page in photo.pages():
+                mask = restorer.detect(page.read_all(), threshold=threshold)
+                path = page_path(results[index], len(pages) + 1)
+                damaged = round(float((mask > 0).mean()), 6)
+                pages.append({**_write({"output": (path, mask)}), "damaged": damaged})
+        return _record(pages)
 
     return _for_each_photo(sources, run, as_json=as_json)
 
@@ -214,6 +219,11 @@ def _for_each_photo(
                 print(json.dumps(record), flush=True)
             progress.advance(task)
     return code
+
+
+def _record(pages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is told of a photo: of one page as it is, of several in a list."""
+    return pages[0] if len(pages) == 1 else {"pages": pages}
 
 
 def _write(pictures: dict[str, tuple[Path, Image.Image | Array]]) -> dict[str, str]:

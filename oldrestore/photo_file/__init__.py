@@ -25,8 +25,8 @@ from oldrestore.photo_file.tiff_read import TiffReader
 from oldrestore.photo_file.write import (
     READ_SUFFIXES,
     WRITE_FORMATS,
+    PageWriter,
     PhotoWriter,
-    WindowWriter,
     check_suffix,
     save,
 )
@@ -36,11 +36,11 @@ __all__ = [
     "WRITE_FORMATS",
     "Array",
     "Page",
+    "PageWriter",
     "PhotoError",
     "PhotoFile",
     "PhotoPath",
     "PhotoWriter",
-    "WindowWriter",
     "array_of",
     "check_size",
     "check_suffix",

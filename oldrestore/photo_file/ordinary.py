@@ -27,6 +27,7 @@ from oldrestore.photo_file.metadata import (
     Metadata,
     dpi_of_tags,
     exif_directory,
+    exif_of,
     iptc_of,
     is_profile,
     valid_dpi,
@@ -190,14 +191,17 @@ def upright(picture: Image.Image, name: str) -> Image.Image:
     check_mode(picture.mode, name)
     check_size(*picture.size, name)
     try:
-        exif = picture.info.get("exif")
         metadata, _ = metadata_of(picture, b"")
-        if exif is None and picture.getexif():  # of a TIFF that Pillow has open
-            metadata = replace(metadata, exif=without_prefix(picture.getexif().tobytes()))
+        if "exif" not in picture.info and (tags := picture.getexif()):  # of a TIFF
+            metadata = replace(metadata, exif=without_prefix(tags.tobytes()))
         result = in_kept_mode(ImageOps.exif_transpose(picture))
     except DAMAGED as error:
         raise damaged(name, error) from error
-    result.info = info_of(metadata.upright())
+    metadata = metadata.upright()
+    directory = exif_directory(metadata.exif)
+    if directory and picture.format == "TIFF":  # the others say how its pixels were laid out
+        metadata = replace(metadata, exif=exif_of(directory))
+    result.info = info_of(metadata)
     return result
 
 

@@ -42,21 +42,11 @@ MAX_SEGMENT_BYTES = 65_533  # of JPEG
 
 
 class WindowWriter(Protocol):
-    """Takes one page, window by window."""
+    """What writes a page of one format."""
 
-    def write(self, top: int, left: int, array: Array) -> None:
-        """A window (h, w, channels) of the page's type; rows of windows come top to bottom.
+    def write(self, top: int, left: int, array: Array) -> None: ...
 
-        Raises:
-            ValueError: it does not fit the page, or lies on what was written before.
-        """
-
-    def close(self) -> None:
-        """Finish the page.
-
-        Raises:
-            ValueError: windows are missing.
-        """
+    def close(self) -> None: ...
 
 
 class PhotoWriter:
@@ -100,7 +90,7 @@ class PhotoWriter:
         if self._file is None:  # no page came
             return
         try:
-            with self._naming_errors():
+            with self.naming_errors():
                 if kind is None:
                     self._file.flush()
                     os.fsync(self._file.fileno())
@@ -112,8 +102,7 @@ class PhotoWriter:
                 self._file.close()
             self._partial.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def add_page(self, page: Page) -> Iterator[WindowWriter]:
+    def add_page(self, page: Page) -> "PageWriter":
         """A writer of the next page: of the size, type, metadata and layout of ``page``.
 
         Raises:
@@ -121,7 +110,7 @@ class PhotoWriter:
         """
         _check_holds(self.path, self.format, page)
         writer: WindowWriter
-        with self._naming_errors():
+        with self.naming_errors():
             if self._file is None:
                 self._file = self._partial.open("xb")
             if self.format == "TIFF":
@@ -133,12 +122,11 @@ class PhotoWriter:
                 writer = self._tiff.add_page(page)
             else:
                 writer = _WHOLE[self.format](self._file, page, self.path)
-        yield _Named(writer, self)
-        with self._naming_errors():
-            writer.close()
+        return PageWriter(writer, self)
 
     @contextlib.contextmanager
-    def _naming_errors(self) -> Iterator[None]:
+    def naming_errors(self) -> Iterator[None]:
+        """Let errors name the file."""
         try:
             yield
         except PhotoError as error:
@@ -149,18 +137,40 @@ class PhotoWriter:
             raise PhotoError(f"{self.path}: cannot be written: {reason(error)}") from error
 
 
-class _Named:
-    """A window writer whose errors name the file."""
+class PageWriter:
+    """Takes one page, window by window; leaving its ``with`` block without an error closes it."""
 
     def __init__(self, writer: WindowWriter, photo: PhotoWriter) -> None:
-        self._writer, self._photo = writer, photo
+        self._writer, self._photo, self._is_closed = writer, photo, False
+
+    def __enter__(self) -> "PageWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
 
     def write(self, top: int, left: int, array: Array) -> None:
-        with self._photo._naming_errors():
+        """A window (h, w, channels) of the page's type; rows of windows come top to bottom.
+
+        Raises:
+            ValueError: it does not fit the page, or lies on what was written before.
+            PhotoError: it cannot be written.
+        """
+        with self._photo.naming_errors():
             self._writer.write(top, left, array)
 
     def close(self) -> None:
-        """The page is finished when its block is left."""
+        """Finish the page; a second time does nothing.
+
+        Raises:
+            ValueError: windows are missing.
+            PhotoError: it cannot be written.
+        """
+        if not self._is_closed:
+            with self._photo.naming_errors():
+                self._writer.close()
+            self._is_closed = True
 
 
 class _WholeWriter(ABC):
@@ -243,7 +253,9 @@ _WHOLE: dict[str, type[_WholeWriter]] = {
 }
 
 
-def save(picture: Image.Image | Array, path: str | os.PathLike[str]) -> None:
+def save(
+    picture: Image.Image | Array, path: str | os.PathLike[str], *, like: Page | None = None
+) -> None:
     """Write a picture whole or not at all, with its EXIF, colour profile, XMP, IPTC and resolution.
 
     The format follows the suffix. JPEG and WebP are written at quality 95, JPEG without subsampling
@@ -251,25 +263,21 @@ def save(picture: Image.Image | Array, path: str | os.PathLike[str]) -> None:
 
     Args:
         picture: PIL image, its metadata in ``info``; or array (H, W[, C]) uint8 or uint16.
+        like: the page that it is made of: its metadata, and a TIFF's layout, are taken.
 
     Raises:
         PhotoError: the suffix is unknown, the format cannot hold the picture (alpha, 16 bits), or
             the file cannot be written.
     """
-    name = str(path)
+    name, metadata = str(path), Metadata()
     if isinstance(picture, Image.Image):
         check_mode(picture.mode, name)
-        array, info = array_of(in_kept_mode(picture), name), picture.info
-        metadata = Metadata(
-            exif=without_prefix(info.get("exif", b"")),
-            icc=info.get("icc_profile") or b"",
-            xmp=info.get("xmp", b""),
-            iptc=info.get("iptc", b""),
-            dpi=dpi_of(info),
-        )
+        array, metadata = array_of(in_kept_mode(picture), name), _metadata_in(picture.info)
     else:
-        array, metadata = picture.reshape(*picture.shape[:2], -1), Metadata()
-    page = ArrayPage(name, array, metadata)
+        array = picture.reshape(*picture.shape[:2], -1)
+    page = ArrayPage(name, array, like.metadata if like else metadata)
+    if like:
+        page.layout, page.is_lossless_webp = like.layout, like.is_lossless_webp
     with PhotoWriter(path) as writer, writer.add_page(page) as windows:
         windows.write(0, 0, page.pixels)
 
@@ -279,6 +287,17 @@ def check_suffix(path: Path) -> None:
     if path.suffix.lower() not in WRITE_FORMATS:
         known = " ".join(WRITE_FORMATS)
         raise PhotoError(f"{path}: expected a name that ends in one of {known}")
+
+
+def _metadata_in(info: dict[Any, Any]) -> Metadata:
+    """Metadata of a PIL image."""
+    return Metadata(
+        exif=without_prefix(info.get("exif", b"")),
+        icc=info.get("icc_profile") or b"",
+        xmp=info.get("xmp", b""),
+        iptc=info.get("iptc", b""),
+        dpi=dpi_of(info),
+    )
 
 
 def _check_holds(path: Path, form: str, page: Page) -> None:

@@ -225,15 +225,15 @@ def work(seed: int, start: int, stop: int) -> None:
         suffix, data = files[rng.integers(len(files))]
         how, damaged = mutated((suffix, data), rng)
         record: dict[str, Any] = {"index": index, "suffix": suffix, "how": how}
-        print(json.dumps(record), flush=True)
+        print(json.dumps(record), flush=True)  # noqa: T201 (what the program is for)
         signal.alarm(TIMEOUT_S)  # ends the process, whatever code is running
         with tempfile.TemporaryDirectory() as folder:
             try:
                 record |= outcome(suffix, damaged, Path(folder))
-            except Exception as error:  # noqa: BLE001 (any other error is what is looked for)
+            except Exception as error:  # any other is what is looked for
                 record |= {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
         signal.alarm(0)
-        print(json.dumps(record), flush=True)
+        print(json.dumps(record), flush=True)  # noqa: T201 (what the program is for)
 
 
 def run(seed: int, count: int, program: str = __file__) -> Iterator[dict[str, Any]]:
@@ -378,7 +378,7 @@ def main() -> None:
         work(asked.seed, *asked.work)
         return
     for record in run(asked.seed, asked.count):
-        print("{index:5} {suffix} {outcome:8} {how}: {reason}".format(**record))
+        print("{index:5} {suffix} {outcome:8} {how}: {reason}".format(**record))  # noqa: T201 (what the program is for)
 
 
 if __name__ == "__main__":

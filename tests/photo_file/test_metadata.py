@@ -12,7 +12,8 @@ import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from oldrestore.photo_file import Array, open_photo
+from oldrestore.image import decode, encode
+from oldrestore.photo_file import Array, open_photo, save
 from oldrestore.photo_file.directory import Directory, numbers, read_directory, read_header
 from oldrestore.photo_file.metadata import exif_directory, exif_of, iptc_of, photoshop_of
 from oldrestore.photo_file.png import chunks
@@ -168,6 +169,36 @@ def test_png_of_every_depth_stays(
     assert written[b"pHYs"] == struct.pack(">IIB", 11811, 11811, 1)
     copy_photo(data, tmp_path / "out.tif")
     assert np.array_equal(tifffile.imread(tmp_path / "out.tif").reshape(pixels.shape), pixels)
+
+
+def test_a_picture_of_a_page_gets_its_metadata_and_layout(
+    make_source: Callable[[str], Path], tmp_path: Path, profile: bytes
+) -> None:
+    source = make_source(".tif")
+    with open_photo(source) as photo:
+        page = photo.page(0)
+        save(page.read_all(), tmp_path / "out.tif", like=page)
+    with tifffile.TiffFile(source) as a, tifffile.TiffFile(tmp_path / "out.tif") as b:
+        assert b.pages[0].tags[34675].value == profile
+        assert b.pages[0].tags[271].value == a.pages[0].tags[271].value
+        assert b.pages[0].compression == a.pages[0].compression == 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_pictures_that_a_user_has_open_keep_their_metadata(
+    suffix: str, make_source: Callable[[str], Path], tmp_path: Path, profile: bytes
+) -> None:
+    with Image.open(make_source(suffix)) as picture:
+        photo = decode(picture)
+        result = encode(photo, photo.image)
+    assert result.size == (24, 40)
+    save(result, tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as written:
+        assert written.size == (24, 40)
+        assert written.info["icc_profile"] == profile
+        assert written.getexif().get(274, 1) == 1
+        assert written.getexif()[271] == "Scanner & Sons"
+        assert 273 not in written.getexif()
 
 
 def test_what_a_format_cannot_hold_is_named(
