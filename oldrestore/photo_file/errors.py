@@ -3,7 +3,8 @@
 import os
 import struct
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MIN_SIDE_PX = 8  # a cell of the coarsest map of the networks
 MAX_SIDE_PX = 50_000  # of a photo held whole: a float32 map of one channel and this side is 10 GB
@@ -14,7 +15,8 @@ MAX_DECODED_BYTES = 1 << 30  # of a picture, strip or tile that can only be deco
 # most 1032 bytes into one, and what little there is cannot do harm
 MAX_EXPANSION = 2000
 FREE_DECODED_BYTES = 64 << 20
-# what readers raise on damaged files; imagecodecs' errors are RuntimeErrors
+# what readers raise on damaged files; imagecodecs' errors are RuntimeErrors, tifffile's ValueErrors,
+# and tags of a kind that they never have lead to AttributeErrors
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -22,6 +24,7 @@ DAMAGED = (
     TypeError,
     LookupError,
     ArithmeticError,
+    AttributeError,
     EOFError,
     RuntimeError,
     struct.error,
@@ -45,9 +48,17 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def damaged(name: str, error: BaseException) -> PhotoError:
-    """The error of a file that a reader gave up on."""
-    return PhotoError(f"{name}: is damaged or cut short: {reason(error)}")
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what readers raise on damaged files into one error that names the file."""
+    try:
+        yield
+    except PhotoError:
+        raise
+    except MemoryError as error:
+        raise PhotoError(f"{name}: does not fit into the memory") from error
+    except DAMAGED as error:
+        raise PhotoError(f"{name}: is damaged or cut short: {reason(error)}") from error
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -89,8 +100,3 @@ def no_codecs(name: str, what: str) -> PhotoError:
     """The error of a file that needs the optional libraries."""
     libraries = 'tifffile and imagecodecs: pip install "oldrestore[tiff]"'
     return PhotoError(f"{name}: {what} needs {libraries}")
-
-
-def suffix_of(path: Path) -> str:
-    """The end of a file's name that says its format."""
-    return path.suffix.lower()

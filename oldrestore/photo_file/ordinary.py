@@ -15,13 +15,12 @@ from PIL import Image, ImageFile, ImageOps
 
 from oldrestore.photo_file import png
 from oldrestore.photo_file.errors import (
-    DAMAGED,
     PhotoError,
     check_expansion,
     check_size,
     check_whole,
-    damaged,
     no_codecs,
+    reading,
 )
 from oldrestore.photo_file.metadata import (
     Metadata,
@@ -59,21 +58,14 @@ def read_ordinary(data: bytes, name: str) -> ArrayPage:
     Raises:
         PhotoError: it is none, is damaged, or is of a kind that is not restored; the message says.
     """
-    try:
-        with open_picture(data, name) as picture:
-            check_picture(picture, len(data), name)
-            if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-                frames = f"{picture.n_frames} frames"
-                raise PhotoError(f"{name}: is animated ({frames}); save the one you want by itself")
-            array, notes = pixels_of(picture, data, name)
-            metadata, more_notes = metadata_of(picture, data)
-            is_lossless_webp = picture.format == "WEBP" and b"VP8L" in _webp_chunks(data)
-    except PhotoError:
-        raise
-    except MemoryError as error:
-        raise PhotoError(f"{name}: does not fit into the memory") from error
-    except DAMAGED as error:
-        raise damaged(name, error) from error
+    with reading(name), open_picture(data, name) as picture:
+        check_picture(picture, len(data), name)
+        if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
+            frames = f"{picture.n_frames} frames"
+            raise PhotoError(f"{name}: is animated ({frames}); save the one you want by itself")
+        array, notes = pixels_of(picture, data, name)
+        metadata, more_notes = metadata_of(picture, data)
+        is_lossless_webp = picture.format == "WEBP" and b"VP8L" in _webp_chunks(data)
     return ArrayPage(
         name, array, metadata, (*notes, *more_notes), is_lossless_webp=is_lossless_webp
     )
@@ -86,10 +78,8 @@ def open_picture(data: bytes, name: str) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[form]
         if accept is None or accept(data[:PREFIX_BYTES]) is not True:
             continue
-        try:
+        with reading(name):
             picture = factory(BytesIO(data), "")
-        except DAMAGED as error:
-            raise damaged(name, error) from error
         return picture
     known = ", ".join(READ_FORMATS)
     raise PhotoError(f"{name}: is not a picture of a known format ({known})")
@@ -190,13 +180,11 @@ def upright(picture: Image.Image, name: str) -> Image.Image:
     """A user's picture turned upright, in one of the modes we work on, with its metadata."""
     check_mode(picture.mode, name)
     check_size(*picture.size, name)
-    try:
+    with reading(name):
         metadata, _ = metadata_of(picture, b"")
         if "exif" not in picture.info and (tags := picture.getexif()):  # of a TIFF
             metadata = replace(metadata, exif=without_prefix(tags.tobytes()))
         result = in_kept_mode(ImageOps.exif_transpose(picture))
-    except DAMAGED as error:
-        raise damaged(name, error) from error
     metadata = metadata.upright()
     directory = exif_directory(metadata.exif)
     if directory and picture.format == "TIFF":  # the others say how its pixels were laid out

@@ -14,12 +14,11 @@ import numpy as np
 from oldrestore.photo_file import ordinary
 from oldrestore.photo_file.directory import Directory, Header, read_directory, read_header
 from oldrestore.photo_file.errors import (
-    DAMAGED,
     PhotoError,
     check_expansion,
     check_windowed_size,
-    damaged,
     no_codecs,
+    reading,
 )
 from oldrestore.photo_file.metadata import (
     HEIGHT_TAG,
@@ -86,13 +85,9 @@ class TiffReader:
     def __init__(self, source: Source, name: str) -> None:
         self._source, self.name = source, name
         self.notes: tuple[str, ...] = ()
-        try:
+        with reading(name):
             self.header = read_header(source.read_at)
             self._offsets, self._directories = self._list(self.header)
-        except ValueError as error:
-            if isinstance(error, PhotoError):
-                raise
-            raise damaged(name, error) from error
         self._file = _tifffile(source, name) if has_codecs() else None
         self.page_count = len(self._directories)
 
@@ -123,11 +118,9 @@ class TiffReader:
     def _page(self, file: Any, index: int, name: str) -> Any:
         import tifffile
 
-        try:
+        with reading(name):
             file.filehandle.seek(self._directories_at[index])
             return tifffile.TiffPage(file, index)
-        except (*DAMAGED, AttributeError, tifffile.TiffFileError) as error:
-            raise damaged(name, error) from error
 
     def _list(self, header: Header) -> tuple[list[int], list[Directory]]:
         """Offsets of all directories of the file, and those that are pages of their own."""
@@ -196,15 +189,11 @@ class TiffPage(Page):
 
     def _open(self, source: Source, page: Any, directory: Directory) -> Stored:
         shape = page.imagelength, page.imagewidth, page.samplesperpixel
-        try:
+        with reading(self.name):
             raw = _raw_rows(source, page, directory, self.name)
             if raw is not None:
                 return raw
             segments = Segments(source, page, self.name)
-        except PhotoError:
-            raise
-        except (*DAMAGED, AttributeError) as error:  # tags of a kind that they never have
-            raise damaged(self.name, error) from error
         stored_bytes = shape[0] * shape[1] * shape[2] * page.dtype.itemsize
         if self._orientation in ON_ITS_SIDE and stored_bytes > CACHE_BYTES:
             return Spooled(segments, shape, page.dtype, READ_ROWS)
@@ -324,19 +313,15 @@ def _pillow_page(
     bits, samples = directory.number(BITS_TAG, 1), directory.number(SAMPLES_TAG, 1)
     if bits > 8 and samples > 1:
         raise no_codecs(name, "a TIFF with 16 bits of colour")
-    try:
-        with ordinary.open_picture(data := source.read_all(), name) as picture:
-            picture.seek(place)
-            ordinary.check_picture(picture, len(data), name)
-            array, more = ordinary.pixels_of(picture, data, name)
-        if bits > 8:  # Pillow gives these as they are stored
-            array = _conversion(directory, name)[0](array.copy())
-    except PhotoError:
-        raise
-    except MemoryError as error:
-        raise PhotoError(f"{name}: does not fit into the memory") from error
-    except DAMAGED as error:
-        raise damaged(name, error) from error
+    with (
+        reading(name),
+        ordinary.open_picture(data := source.read_all(), name) as picture,
+    ):
+        picture.seek(place)
+        ordinary.check_picture(picture, len(data), name)
+        array, more = ordinary.pixels_of(picture, data, name)
+    if bits > 8:  # Pillow gives these as they are stored
+        array = _conversion(directory, name)[0](array.copy())
     return ArrayPage(name, array, metadata, (*notes, *more))
 
 
@@ -346,7 +331,5 @@ def _tifffile(source: Any, name: str) -> Any:
     log = logging.getLogger("tifffile")
     if not log.handlers:  # its messages are ours to tell, where they matter
         log.addHandler(logging.NullHandler())
-    try:
+    with reading(name):
         return tifffile.TiffFile(source, name="", offset=0, size=source.size, _multifile=False)
-    except (*DAMAGED, AttributeError, tifffile.TiffFileError) as error:
-        raise damaged(name, error) from error

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from oldrestore.photo_file.errors import (
-    DAMAGED,
     MAX_DECODED_BYTES,
     PhotoError,
     check_expansion,
-    damaged,
     no_codecs,
+    reading,
 )
 from oldrestore.photo_file.page import Array
 from oldrestore.photo_file.source import Source
@@ -100,13 +99,10 @@ class Segments:
             return self._cache[index]
         data = self._data(index)
         try:
-            decoded = self._page.decode(data, index, jpegtables=self._jpeg_tables)[0]
-        except MemoryError as error:
-            raise PhotoError(f"{self._name}: does not fit into the memory") from error
+            with reading(self._name):
+                decoded = self._page.decode(data, index, jpegtables=self._jpeg_tables)[0]
         except ImportError as error:  # imagecodecs' own, of a codec that it was built without
             raise no_codecs(self._name, f"compression {self._page.compression}") from error
-        except DAMAGED as error:
-            raise damaged(self._name, error) from error
         segment: Array = decoded[0]
         keep = max(1, CACHE_BYTES // self._decoded_bytes)
         while len(self._cache) >= keep:
