@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from oldrestore.photo_file.tags import EXIF_TAG, GPS_TAG, INTEROPERABILITY_TAG
+
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
 # bytes of a value of each type
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SIZES |= {16: 8, 17: 8, 18: 8}  # of BigTIFF alone
 CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of whole numbers, as struct has them
-EXIF_TAG, GPS_TAG, INTEROPERABILITY_TAG = 34665, 34853, 40965
 CHILDREN = (EXIF_TAG, GPS_TAG, INTEROPERABILITY_TAG)  # tags that point at another directory
 MAX_DEPTH = 2  # page, EXIF, interoperability
 MAX_ENTRIES = 4096

@@ -15,8 +15,8 @@ MAX_DECODED_BYTES = 1 << 30  # of a picture, strip or tile that can only be deco
 # most 1032 bytes into one, and what little there is cannot do harm
 MAX_EXPANSION = 2000
 FREE_DECODED_BYTES = 64 << 20
-# what readers raise on damaged files; imagecodecs' errors are RuntimeErrors, tifffile's ValueErrors,
-# and tags of a kind that they never have lead to AttributeErrors
+# what readers raise on damaged files; imagecodecs' errors are RuntimeErrors, tifffile's are
+# ValueErrors, and tags of a kind that they never have lead to AttributeErrors
 DAMAGED = (
     OSError,
     SyntaxError,

@@ -8,7 +8,6 @@ import struct
 from dataclasses import dataclass, replace
 
 from oldrestore.photo_file.directory import (
-    EXIF_TAG,
     SHORT,
     SIZES,
     Directory,
@@ -21,21 +20,28 @@ from oldrestore.photo_file.directory import (
     write_directory,
     write_header,
 )
+from oldrestore.photo_file.tags import (
+    CENTIMETRES,
+    DESCRIPTIVE_TAGS,
+    EXIF_HEIGHT_TAG,
+    EXIF_TAG,
+    EXIF_WIDTH_TAG,
+    HEIGHT_TAG,
+    INCHES,
+    ON_ITS_SIDE,
+    ORIENTATION_TAG,
+    RESOLUTION_UNIT_TAG,
+    WIDTH_TAG,
+    X_RESOLUTION_TAG,
+    XMP_TAG,
+    Y_RESOLUTION_TAG,
+)
 
-ORIENTATION_TAG, WIDTH_TAG, HEIGHT_TAG = 274, 256, 257
-X_RESOLUTION_TAG, Y_RESOLUTION_TAG, RESOLUTION_UNIT_TAG = 282, 283, 296
-EXIF_WIDTH_TAG, EXIF_HEIGHT_TAG = 40962, 40963
-XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, ICC_TAG = 700, 33723, 34377, 34675
-# tags of a TIFF that EXIF has too: title, maker, model, resolution, software, date, artist, host,
-# copyright
-DESCRIPTIVE_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432)
 # pairs that change places when a photo is turned on its side, in the first directory and in EXIF's
 PAIRS = ((WIDTH_TAG, HEIGHT_TAG), (X_RESOLUTION_TAG, Y_RESOLUTION_TAG))
 EXIF_PAIRS = ((EXIF_WIDTH_TAG, EXIF_HEIGHT_TAG),)
-ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 EXIF_PREFIX = b"Exif\0\0"
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)([1-8])")
-INCHES, CENTIMETRES = 2, 3  # units of resolution
 CM_PER_INCH = 2.54
 ICC_HEADER_BYTES, ICC_MAGIC = 128, slice(36, 40)
 RESOURCE_MAGIC, IPTC_RESOURCE = b"8BIM", 0x0404  # of Photoshop's image resource blocks

@@ -79,8 +79,7 @@ def open_picture(data: bytes, name: str) -> ImageFile.ImageFile:
         if accept is None or accept(data[:PREFIX_BYTES]) is not True:
             continue
         with reading(name):
-            picture = factory(BytesIO(data), "")
-        return picture
+            return factory(BytesIO(data), "")
     known = ", ".join(READ_FORMATS)
     raise PhotoError(f"{name}: is not a picture of a known format ({known})")
 

@@ -6,7 +6,6 @@ they do not decode (JPEG of before 1995, YCbCr without JPEG), a page is decoded 
 
 import importlib.util
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,10 @@ from oldrestore.photo_file import ordinary
 from oldrestore.photo_file.directory import Directory, Header, read_directory, read_header
 from oldrestore.photo_file.errors import (
     PhotoError,
-    check_expansion,
-    check_windowed_size,
     no_codecs,
     reading,
 )
 from oldrestore.photo_file.metadata import (
-    HEIGHT_TAG,
-    ICC_TAG,
-    IPTC_TAG,
-    ON_ITS_SIDE,
-    PHOTOSHOP_TAG,
-    WIDTH_TAG,
-    XMP_TAG,
     Metadata,
     dpi_of_tags,
     exif_of,
@@ -41,9 +31,35 @@ from oldrestore.photo_file.page import (
     Page,
     stored_window,
     turned,
-    widened,
 )
 from oldrestore.photo_file.source import Source
+from oldrestore.photo_file.tags import (
+    BITS_TAG,
+    CHILD_PAGES_TAG,
+    COMPRESSION_TAG,
+    EXTRA_TAG,
+    FILL_ORDER_TAG,
+    ICC_TAG,
+    IPTC_TAG,
+    IS_MASK,
+    JPEG,
+    LAYERS_TAG,
+    NOT_COMPRESSED,
+    OLD_JPEG,
+    ON_ITS_SIDE,
+    PHOTOMETRIC_TAG,
+    PHOTOSHOP_TAG,
+    PLANES,
+    PREDICTOR_TAG,
+    REDUCED,
+    SAMPLES_TAG,
+    SUBFILE_TAG,
+    TILE_WIDTH_TAG,
+    WHITE_IS_ZERO,
+    XMP_TAG,
+    YCBCR,
+)
+from oldrestore.photo_file.tiff_kinds import check_kind, conversion, decoded_bytes
 from oldrestore.photo_file.tiff_segments import (
     CACHE_BYTES,
     RawRows,
@@ -53,24 +69,6 @@ from oldrestore.photo_file.tiff_segments import (
     places,
 )
 
-SUBFILE_TAG, BITS_TAG, COMPRESSION_TAG, PHOTOMETRIC_TAG, FILL_ORDER_TAG = 254, 258, 259, 262, 266
-SAMPLES_TAG, ROWS_TAG, PLANAR_TAG, PREDICTOR_TAG, COLOURS_TAG = 277, 278, 284, 317, 320
-TILE_WIDTH_TAG, TILE_HEIGHT_TAG, EXTRA_TAG, FORMAT_TAG = 322, 323, 338, 339
-CHILD_PAGES_TAG, DEPTH_TAG, LAYERS_TAG = 330, 32997, 37724
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-REFUSED = {
-    4: "a transparency mask",
-    5: "CMYK",
-    8: "Lab",
-    9: "Lab",
-    10: "Lab",
-    32803: "raw camera data",
-    34892: "raw camera data",
-    32844: "high dynamic range (LogL)",
-    32845: "high dynamic range (LogLuv)",
-}
-NOT_COMPRESSED, OLD_JPEG, NEW_JPEG = 1, 6, 7
-REDUCED, IS_MASK = 1, 4  # bits of the subfile type
 MAX_PAGES = 100_000
 READ_ROWS = 256  # at a time, where a page is decoded once
 
@@ -94,7 +92,7 @@ class TiffReader:
     @property
     def decoded_bytes(self) -> int:
         """Of the pixels of all pages."""
-        return sum(map(_decoded_bytes, self._directories))
+        return sum(map(decoded_bytes, self._directories))
 
     def page(self, index: int) -> Page:
         """A page, upright.
@@ -104,11 +102,11 @@ class TiffReader:
         """
         name = self.name if self.page_count == 1 else f"{self.name}: page {index + 1}"
         directory = self._directories[index]
-        _check(directory, self._source.size, name)
+        check_kind(directory, self._source.size, name)
         metadata, notes = metadata_of(directory)
         photometric = directory.number(PHOTOMETRIC_TAG)
         compression = directory.number(COMPRESSION_TAG, NOT_COMPRESSED)
-        is_pillows = compression == OLD_JPEG or (photometric == YCBCR and compression != NEW_JPEG)
+        is_pillows = compression == OLD_JPEG or (photometric == YCBCR and compression != JPEG)
         if self._file is None or is_pillows:
             place = self._offsets.index(self._directories_at[index])
             return _pillow_page(self._source, place, directory, metadata, notes, name)
@@ -164,7 +162,7 @@ class TiffPage(Page):
         self.name = name
         self._orientation = metadata.orientation
         self.metadata = metadata.upright()
-        self._convert, self.channels, self.dtype, note = _conversion(directory, name)
+        self._convert, self.channels, self.dtype, note = conversion(directory, name)
         self.notes = (*notes, *note)
         stored = page.imagelength, page.imagewidth
         self.size = stored[::-1] if self._orientation in ON_ITS_SIDE else stored
@@ -226,73 +224,12 @@ def metadata_of(directory: Directory) -> tuple[Metadata, tuple[str, ...]]:
     return metadata, tuple(notes)
 
 
-def _check(directory: Directory, file_bytes: int, name: str) -> None:
-    """Refuse a page that is not restored."""
-    width, height = directory.number(WIDTH_TAG), directory.number(HEIGHT_TAG)
-    check_windowed_size(width, height, name)
-    check_expansion(_decoded_bytes(directory), file_bytes, name)
-    photometric = directory.number(PHOTOMETRIC_TAG, BLACK_IS_ZERO)
-    if photometric in REFUSED:
-        raise PhotoError(f"{name}: holds {REFUSED[photometric]}; convert it to RGB or grey first")
-    formats = set(directory.numbers(FORMAT_TAG)) or {1}
-    bits = directory.numbers(BITS_TAG) or (1,)
-    if formats & {3, 6}:
-        raise PhotoError(f"{name}: holds floating-point values (HDR); convert it to 16 bits first")
-    if not formats <= {1, 4} or len(set(bits)) != 1 or not 1 <= bits[0] <= 16:
-        raise PhotoError(f"{name}: expected 1 to 16 unsigned bits a sample, got {bits[:5]}")
-    if directory.number(DEPTH_TAG, 1) != 1:
-        raise PhotoError(f"{name}: holds a volume, not a photo")
-    samples = directory.number(SAMPLES_TAG, 1)
-    allowed = {RGB: (3, 4), YCBCR: (3,), PALETTE: (1,)}.get(photometric, (1, 2))
-    known = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR)
-    if not known or samples not in allowed:
-        what = f"photometric {photometric} with {samples} samples a pixel"
-        raise PhotoError(f"{name}: expected grey or RGB and at most one more channel, got {what}")
-
-
-def _decoded_bytes(directory: Directory) -> int:
-    samples = max(1, directory.number(SAMPLES_TAG, 1))
-    sample_bytes = -(-directory.number(BITS_TAG, 1) // 8)
-    return directory.number(WIDTH_TAG) * directory.number(HEIGHT_TAG) * samples * sample_bytes
-
-
-def _conversion(
-    directory: Directory, name: str
-) -> tuple[Callable[[Array], Array], int, "np.dtype[Any]", tuple[str, ...]]:
-    """How stored values become ours: the function, channels, type, and what to tell the user."""
-    bits = directory.number(BITS_TAG, 1)
-    dtype = np.dtype(np.uint8 if bits <= 8 else np.uint16)
-    channels = directory.number(SAMPLES_TAG, 1)
-    photometric = directory.number(PHOTOMETRIC_TAG)
-    if photometric == PALETTE:
-        colours = np.array(directory.numbers(COLOURS_TAG), np.uint16)
-        if len(colours) != 3 << bits:
-            raise PhotoError(f"{name}: is damaged: its palette has {len(colours)} values")
-        table = colours.reshape(3, -1).T
-        # 8-bit colours are stored times 256 or times 257
-        is_8_bit = not (table % 256).any() or bool((table % 257 == 0).all())
-        table = (table >> 8).astype(np.uint8) if is_8_bit else table
-        note = "palette colours are written as RGB"
-        return lambda pixels: table[pixels[:, :, 0]], 3, table.dtype, (note,)
-    most = np.array((1 << bits) - 1, dtype)
-    is_inverted = photometric == WHITE_IS_ZERO
-
-    def convert(pixels: Array) -> Array:
-        if is_inverted:
-            grey = slice(0, 1)
-            pixels[:, :, grey] = most - pixels[:, :, grey]
-        return widened(pixels, bits)
-
-    note = f"{bits} bits a sample are written as {dtype.itemsize * 8}"
-    return convert, channels, dtype, () if bits in (8, 16) else (note,)
-
-
 def _raw_rows(source: Source, page: Any, directory: Directory, name: str) -> RawRows | None:
     """Rows that can be read where they stand; None if they are to be decoded."""
     bits = directory.number(BITS_TAG, 1)
     is_raw = directory.number(COMPRESSION_TAG, 1) == NOT_COMPRESSED and bits in (8, 16)
     is_raw &= directory.number(PREDICTOR_TAG, 1) == 1 and directory.number(FILL_ORDER_TAG, 1) == 1
-    if not is_raw or page.is_tiled or (page.planarconfig == 2 and page.samplesperpixel > 1):
+    if not is_raw or page.is_tiled or (page.planarconfig == PLANES and page.samplesperpixel > 1):
         return None
     shape = page.imagelength, page.imagewidth, page.samplesperpixel
     rows = min(page.rowsperstrip, page.imagelength)
@@ -321,7 +258,7 @@ def _pillow_page(
         ordinary.check_picture(picture, len(data), name)
         array, more = ordinary.pixels_of(picture, data, name)
     if bits > 8:  # Pillow gives these as they are stored
-        array = _conversion(directory, name)[0](array.copy())
+        array = conversion(directory, name)[0](array.copy())
     return ArrayPage(name, array, metadata, (*notes, *more))
 
 

@@ -20,9 +20,9 @@ from oldrestore.photo_file.errors import (
 )
 from oldrestore.photo_file.page import Array
 from oldrestore.photo_file.source import Source
+from oldrestore.photo_file.tags import JPEG, PLANES
 
 CACHE_BYTES = 128 << 20  # of decoded strips and tiles: a row of tiles across 30,000 px, 16-bit RGB
-JPEG = 7
 JPEG_SIZES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
@@ -45,7 +45,7 @@ class Segments:
 
     def __init__(self, source: Source, page: Any, name: str) -> None:
         self._source, self._page, self._name = source, page, name
-        self._planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        self._planes = page.samplesperpixel if page.planarconfig == PLANES else 1
         self._channels = page.samplesperpixel
         rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
         columns = page.tilewidth if page.is_tiled else page.imagewidth

@@ -1,17 +1,12 @@
 """TIFF files written page by page, window by window, with the tags of the page they are made of.
 
 tifffile asks for its pixels strip by strip when it wants them, and writes no EXIF directories;
-here windows come when the networks are done with them. So the container is written here, and the
-codecs are imagecodecs'. The standard library's deflate serves where imagecodecs is not installed.
+here windows come when the networks are done with them. So the container is written here.
 """
 
-import importlib.util
-import lzma
 import struct
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -31,53 +26,46 @@ from oldrestore.photo_file.directory import (
     write_header,
 )
 from oldrestore.photo_file.errors import PhotoError
-from oldrestore.photo_file.metadata import (
+from oldrestore.photo_file.metadata import Metadata, exif_directory
+from oldrestore.photo_file.page import Array, Layout, Page
+from oldrestore.photo_file.tags import (
+    BITS_TAG,
+    BLACK_IS_ZERO,
+    COMPRESSION_TAG,
+    EXTRA_TAG,
+    HEIGHT_TAG,
     ICC_TAG,
+    INCHES,
     IPTC_TAG,
+    LAYOUT_TAGS,
+    ORIENTATION_TAG,
+    PHOTOMETRIC_TAG,
     PHOTOSHOP_TAG,
+    PLANAR_TAG,
+    PREDICTOR_TAG,
     RESOLUTION_UNIT_TAG,
+    RGB,
+    ROWS_TAG,
+    SAMPLES_TAG,
+    STRIP_COUNTS_TAG,
+    STRIP_OFFSETS_TAG,
+    SUBFILE_TAG,
+    TILE_COUNTS_TAG,
+    TILE_HEIGHT_TAG,
+    TILE_OFFSETS_TAG,
+    TILE_WIDTH_TAG,
+    WHITE_IS_ZERO,
+    WIDTH_TAG,
     X_RESOLUTION_TAG,
     XMP_TAG,
     Y_RESOLUTION_TAG,
-    Metadata,
-    exif_directory,
 )
-from oldrestore.photo_file.page import Array, Layout, Page
+from oldrestore.photo_file.tiff_codecs import encoder, layout_of
 
-DEFLATE, OLD_DEFLATE, LZW, PACKBITS, LZMA, ZSTD, NONE = 8, 32946, 5, 32773, 34925, 50000, 1
-HORIZONTAL = 2  # predictor: differences from the pixel on the left
-WITH_PREDICTOR = (DEFLATE, LZW, LZMA, ZSTD)
-STRIP_BYTES = 1 << 20  # at most, of strips; tall ones would have to be held whole
 CLASSIC_BYTES = (1 << 32) - (1 << 20)
 TAGS_BYTES = 64 << 20  # what metadata and tables may take, when the size of a file is foreseen
 WORST_COMPRESSION = 1.02  # noise grows a little
 RESOLUTION_SCALE = 10_000
-# tags that say how pixels are laid out, or speak of pixels as they were: written anew or left out
-LAYOUT_TAGS = (
-    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 280, 281),
-    *(
-        284,
-        288,
-        289,
-        290,
-        291,
-        292,
-        293,
-        317,
-        320,
-        321,
-        322,
-        323,
-        324,
-        325,
-        330,
-        338,
-        339,
-        340,
-        341,
-    ),
-    *(347, *range(512, 522), 529, 530, 531, 532, 32997, 32998, 37724),
-)
 
 
 class TiffWriter:
@@ -223,10 +211,16 @@ class TiffPageWriter:
         order, wide = self._writer.header.order, LONG8 if is_big else LONG
         if self._layout.tile:
             height, width = self._layout.tile
-            shape = [numbers(order, 322, LONG, width), numbers(order, 323, LONG, height)]
-            places = (324, 325)
+            shape = [
+                numbers(order, TILE_WIDTH_TAG, LONG, width),
+                numbers(order, TILE_HEIGHT_TAG, LONG, height),
+            ]
+            places = (TILE_OFFSETS_TAG, TILE_COUNTS_TAG)
         else:
-            shape, places = [numbers(order, 278, LONG, self._rows)], (273, 279)
+            shape, places = (
+                [numbers(order, ROWS_TAG, LONG, self._rows)],
+                (STRIP_OFFSETS_TAG, STRIP_COUNTS_TAG),
+            )
         return [
             *shape,
             numbers(order, places[0], wide, *self._offsets),
@@ -237,45 +231,6 @@ class TiffPageWriter:
 def needs_big(decoded_bytes: int) -> bool:
     """Whether a file of so many bytes of pixels may outgrow 4 GiB."""
     return decoded_bytes * WORST_COMPRESSION + TAGS_BYTES > CLASSIC_BYTES
-
-
-def layout_of(page: Page) -> Layout:
-    """How a page is written: as it was stored, where that loses nothing."""
-    layout = page.layout or Layout()
-    compression = {OLD_DEFLATE: DEFLATE}.get(layout.compression, layout.compression)
-    if compression not in (NONE, LZW, DEFLATE, PACKBITS, LZMA, ZSTD):
-        compression = DEFLATE  # the source's loses, or is for other pixels
-    if compression in (LZW, PACKBITS, ZSTD) and not importlib.util.find_spec("imagecodecs"):
-        compression = DEFLATE
-    predictor = layout.predictor
-    if layout.compression not in (compression, OLD_DEFLATE):
-        predictor = HORIZONTAL
-    if compression not in WITH_PREDICTOR or predictor != HORIZONTAL:
-        predictor = 1
-    row_bytes = page.size[1] * page.channels * page.dtype.itemsize
-    most = max(1, STRIP_BYTES // row_bytes)
-    rows = min(layout.rows or most, most, page.size[0])
-    is_white_zero = layout.is_white_zero and page.channels <= 2
-    return replace(
-        layout, compression=compression, predictor=predictor, rows=rows, is_white_zero=is_white_zero
-    )
-
-
-def encoder(layout: Layout) -> Callable[[Array], bytes]:
-    """Pixels (rows, columns, C) in native order -> bytes of a strip or tile."""
-    compress = _compressor(layout.compression)
-
-    def encode(pixels: Array) -> bytes:
-        if layout.predictor == HORIZONTAL:
-            differences = pixels.copy()
-            differences[:, 1:] -= pixels[:, :-1]  # wraps around
-            pixels = differences
-        stored = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(layout.order))
-        if layout.compression == PACKBITS:  # each row by itself, TIFF 6.0, section 9
-            return b"".join(compress(row.tobytes()) for row in stored)
-        return compress(stored.tobytes())
-
-    return encode
 
 
 def tags_of(metadata: Metadata, order: str) -> Directory:
@@ -289,7 +244,7 @@ def tags_of(metadata: Metadata, order: str) -> Directory:
     entries = []
     if metadata.dpi and not directory.find(X_RESOLUTION_TAG):
         entries = [
-            numbers(order, RESOLUTION_UNIT_TAG, SHORT, 2),
+            numbers(order, RESOLUTION_UNIT_TAG, SHORT, INCHES),
             _ratio(order, X_RESOLUTION_TAG, metadata.dpi[0]),
             _ratio(order, Y_RESOLUTION_TAG, metadata.dpi[1]),
         ]
@@ -312,45 +267,27 @@ def order_of(metadata: Metadata) -> str:
 def _layout_entries(page: Page, layout: Layout, order: str) -> list[Entry]:
     """Tags that every page has."""
     bits = [8 * page.dtype.itemsize] * page.channels
-    photometric = 2 if page.channels > 2 else 0 if layout.is_white_zero else 1
+    grey = WHITE_IS_ZERO if layout.is_white_zero else BLACK_IS_ZERO
+    photometric = RGB if page.channels > 2 else grey
     entries = [
-        numbers(order, 256, LONG, page.size[1]),
-        numbers(order, 257, LONG, page.size[0]),
-        numbers(order, 258, SHORT, *bits),
-        numbers(order, 259, SHORT, layout.compression),
-        numbers(order, 262, SHORT, photometric),
-        numbers(order, 274, SHORT, 1),
-        numbers(order, 277, SHORT, page.channels),
-        numbers(order, 284, SHORT, 1),
+        numbers(order, WIDTH_TAG, LONG, page.size[1]),
+        numbers(order, HEIGHT_TAG, LONG, page.size[0]),
+        numbers(order, BITS_TAG, SHORT, *bits),
+        numbers(order, COMPRESSION_TAG, SHORT, layout.compression),
+        numbers(order, PHOTOMETRIC_TAG, SHORT, photometric),
+        numbers(order, ORIENTATION_TAG, SHORT, 1),
+        numbers(order, SAMPLES_TAG, SHORT, page.channels),
+        numbers(order, PLANAR_TAG, SHORT, 1),
     ]
     if layout.predictor != 1:
-        entries.append(numbers(order, 317, SHORT, layout.predictor))
+        entries.append(numbers(order, PREDICTOR_TAG, SHORT, layout.predictor))
     if page.channels in (2, 4):
-        entries.append(numbers(order, 338, SHORT, layout.extra_sample))
-    if page.metadata.tiff and (kind := page.metadata.tiff.number(254)):
-        entries.append(numbers(order, 254, LONG, kind))
+        entries.append(numbers(order, EXTRA_TAG, SHORT, layout.extra_sample))
+    if page.metadata.tiff and (kind := page.metadata.tiff.number(SUBFILE_TAG)):
+        entries.append(numbers(order, SUBFILE_TAG, LONG, kind))
     return entries
 
 
 def _ratio(order: str, code: int, value: float) -> Entry:
     parts = round(value * RESOLUTION_SCALE), RESOLUTION_SCALE
     return Entry(code, RATIONAL, 1, struct.pack(f"{order}2I", *parts))
-
-
-def _compressor(compression: int) -> Callable[[bytes], bytes]:
-    if compression == NONE:
-        return bytes
-    if compression == LZMA:
-        return lzma.compress
-    try:
-        import imagecodecs
-    except ImportError:
-        return zlib.compress
-    codecs: dict[int, Callable[[Any], Any]] = {
-        DEFLATE: imagecodecs.deflate_encode,  # zlib's format, six times as fast
-        LZW: imagecodecs.lzw_encode,
-        PACKBITS: imagecodecs.packbits_encode,
-        ZSTD: imagecodecs.zstd_encode,
-    }
-    encode = codecs[compression]
-    return lambda data: bytes(encode(data))

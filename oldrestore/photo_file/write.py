@@ -3,22 +3,17 @@
 import contextlib
 import os
 import secrets
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
 
-from oldrestore.photo_file import png
-from oldrestore.photo_file.errors import PhotoError, check_whole, reason
-from oldrestore.photo_file.metadata import EXIF_PREFIX, Metadata, photoshop_of, without_prefix
+from oldrestore.photo_file.encode import WHOLE_WRITERS
+from oldrestore.photo_file.errors import PhotoError, reason
+from oldrestore.photo_file.metadata import Metadata, without_prefix
 from oldrestore.photo_file.ordinary import (
-    PHOTOSHOP_SEGMENT,
     array_of,
     check_mode,
     dpi_of,
@@ -37,8 +32,6 @@ WRITE_FORMATS = {
     ".bmp": "BMP",
 }
 READ_SUFFIXES = (*WRITE_FORMATS, ".gif", ".jp2", ".pgm", ".ppm")
-QUALITY = 95  # of JPEG and WebP; above it files grow and nothing is seen
-MAX_SEGMENT_BYTES = 65_533  # of JPEG
 
 
 class WindowWriter(Protocol):
@@ -81,12 +74,7 @@ class PhotoWriter:
     def __enter__(self) -> "PhotoWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is None:  # no page came
             return
         try:
@@ -121,7 +109,7 @@ class PhotoWriter:
                     self._tiff = TiffWriter(self._file, order, is_big=is_big)
                 writer = self._tiff.add_page(page)
             else:
-                writer = _WHOLE[self.format](self._file, page, self.path)
+                writer = WHOLE_WRITERS[self.format](self._file, page, self.path)
         return PageWriter(writer, self)
 
     @contextlib.contextmanager
@@ -171,86 +159,6 @@ class PageWriter:
             with self._photo.naming_errors():
                 self._writer.close()
             self._is_closed = True
-
-
-class _WholeWriter(ABC):
-    """Gathers a page and encodes it in the end."""
-
-    def __init__(self, file: BinaryIO, page: Page, path: Path) -> None:
-        check_whole(page.nbytes, str(path))
-        self._file, self._page, self._path = file, page, path
-        self._pixels = np.empty((*page.size, page.channels), page.dtype)
-        self._missing = page.size[0] * page.size[1]
-
-    def write(self, top: int, left: int, array: Array) -> None:
-        place = self._pixels[top : top + array.shape[0], left : left + array.shape[1]]
-        if place.shape != array.shape or array.dtype != place.dtype:
-            got = f"{array.dtype} {array.shape} at {(top, left)}"
-            raise ValueError(f"array: expected a window of {self._pixels.shape}, got {got}")
-        place[...] = array
-        self._missing -= place.shape[0] * place.shape[1]
-
-    def close(self) -> None:
-        if self._missing:
-            raise ValueError(f"windows: expected the whole page, {self._missing} pixels differ")
-        try:
-            self._file.write(self.encoded(self._pixels, self._page.metadata))
-        except (ValueError, RuntimeError) as error:
-            raise PhotoError(f"{self._path}: cannot be written: {reason(error)}") from error
-
-    @abstractmethod
-    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
-        """The bytes of the file."""
-
-    def tell_what_is_lost(self, metadata: Metadata, *names: str) -> None:
-        """Warn of metadata that this format has no place for."""
-        lost = [name.upper() for name in names if getattr(metadata, name)]
-        if lost:
-            warnings.warn(f"{self._path}: has no place for {', '.join(lost)}", stacklevel=2)
-
-
-class _PngWriter(_WholeWriter):
-    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
-        if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
-            data = png.encode_deep(pixels, str(self._path))
-        else:
-            data = _by_pillow(pixels, "PNG")
-        return png.with_metadata(data, metadata)
-
-
-class _JpegWriter(_WholeWriter):
-    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
-        extra = metadata.jpeg_segments
-        photoshop = metadata.photoshop or (photoshop_of(metadata.iptc) if metadata.iptc else b"")
-        if photoshop and not extra:
-            extra = _jpeg_segments(photoshop)
-        options = _options(metadata, "exif", "icc", "xmp", "dpi")
-        if "exif" in options:
-            options["exif"] = EXIF_PREFIX + metadata.exif
-        # subsampled colour would lose what was just restored
-        return _by_pillow(pixels, "JPEG", quality=QUALITY, subsampling=0, extra=extra, **options)
-
-
-class _WebpWriter(_WholeWriter):
-    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
-        self.tell_what_is_lost(metadata, "iptc")
-        options = _options(metadata, "exif", "icc", "xmp")
-        lossless = self._page.is_lossless_webp
-        return _by_pillow(pixels, "WEBP", quality=QUALITY, lossless=lossless, **options)
-
-
-class _BmpWriter(_WholeWriter):
-    def encoded(self, pixels: Array, metadata: Metadata) -> bytes:
-        self.tell_what_is_lost(metadata, "exif", "icc", "xmp", "iptc")
-        return _by_pillow(pixels, "BMP", **_options(metadata, "dpi"))
-
-
-_WHOLE: dict[str, type[_WholeWriter]] = {
-    "PNG": _PngWriter,
-    "JPEG": _JpegWriter,
-    "WEBP": _WebpWriter,
-    "BMP": _BmpWriter,
-}
 
 
 def save(
@@ -309,24 +217,3 @@ def _check_holds(path: Path, form: str, page: Page) -> None:
         wrong.append("16 bits")
     if wrong:
         raise PhotoError(f"{path}: {form} cannot hold {' and '.join(wrong)}: use .png or .tif")
-
-
-def _options(metadata: Metadata, *names: str) -> dict[str, Any]:
-    """Metadata as Pillow's ``save`` takes it."""
-    values = {name: getattr(metadata, name) for name in names if getattr(metadata, name)}
-    return {"icc_profile" if name == "icc" else name: value for name, value in values.items()}
-
-
-def _by_pillow(pixels: Array, form: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def _jpeg_segments(photoshop: bytes) -> bytes:
-    """Photoshop's blocks in segments of JPEG."""
-    room = MAX_SEGMENT_BYTES - len(PHOTOSHOP_SEGMENT)
-    parts = (photoshop[place : place + room] for place in range(0, len(photoshop), room))
-    segments = (PHOTOSHOP_SEGMENT + part for part in parts)
-    return b"".join(b"\xff\xed" + (len(s) + 2).to_bytes(2, "big") + s for s in segments)
