@@ -54,7 +54,6 @@ from oldrestore.photo_file.tags import (
     REDUCED,
     SAMPLES_TAG,
     SUBFILE_TAG,
-    TILE_WIDTH_TAG,
     WHITE_IS_ZERO,
     XMP_TAG,
     YCBCR,
@@ -166,11 +165,10 @@ class TiffPage(Page):
         self.notes = (*notes, *note)
         stored = page.imagelength, page.imagewidth
         self.size = stored[::-1] if self._orientation in ON_ITS_SIDE else stored
-        is_tiled = bool(directory.find(TILE_WIDTH_TAG))
         self.layout = Layout(
             order=header.order,
             is_big=header.is_big,
-            tile=(page.tilelength, page.tilewidth) if is_tiled else None,
+            tile=(page.tilelength, page.tilewidth) if page.is_tiled else None,
             rows=page.rowsperstrip,
             compression=directory.number(COMPRESSION_TAG, NOT_COMPRESSED),
             predictor=directory.number(PREDICTOR_TAG, 1),

@@ -280,6 +280,20 @@ def test_palettes_and_odd_depths_are_written_without_loss_and_named(
         assert written.max() == top
 
 
+@pytest.mark.filterwarnings("ignore:.*YCbCr is written as RGB")
+def test_what_tifffile_does_not_decode_is_read_by_pillow(
+    tmp_path: Path, copy_photo: Callable[..., None]
+) -> None:
+    first, second = (Image.new("RGB", (40, 24), colour) for colour in ("red", "blue"))
+    first.convert("YCbCr").save(
+        tmp_path / "in.tif", save_all=True, append_images=[second.convert("YCbCr")]
+    )
+    copy_photo(tmp_path / "in.tif", tmp_path / "out.tif")
+    for index, colour in enumerate(((254, 0, 0), (0, 0, 254))):
+        written = tifffile.imread(tmp_path / "out.tif", key=index)
+        assert np.abs(written.astype(int) - colour).max() <= 1
+
+
 def test_what_is_not_restored_is_refused_by_name(
     tmp_path: Path, random_pixels: Callable[..., Array]
 ) -> None:
