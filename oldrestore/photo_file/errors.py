@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from PIL import Image
+
 MIN_SIDE_PX = 8  # a cell of the coarsest map of the networks
 MAX_SIDE_PX = 50_000  # of a photo held whole: a float32 map of one channel and this side is 10 GB
 MAX_WINDOWED_SIDE_PX = 500_000  # of a file read by windows: whole-slide scanners stay below it
@@ -29,6 +31,7 @@ DAMAGED = (
     RuntimeError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,  # of WebP, whose plugin has a guard of its own
 )
 
 

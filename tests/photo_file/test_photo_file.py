@@ -143,6 +143,8 @@ def test_large_pictures_are_not_taken_for_bombs(monkeypatch: pytest.MonkeyPatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode(encoded(Image.new("L", (99, 99)), "PNG")).size == (99, 99)
+    with pytest.raises(PhotoError, match=r"bytes: .* decompression bomb"):  # the plugin's own
+        decode(encoded(Image.new("RGB", (99, 99)), "WEBP"))
 
 
 def test_what_is_decoded_whole_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
