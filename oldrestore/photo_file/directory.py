@@ -151,8 +151,14 @@ def write_header(header: Header) -> bytes:
     return magic + struct.pack(f"{header.order}HI", 42, header.first)
 
 
-def read_directory(read: Read, header: Header, offset: int, depth: int = 0) -> Directory:
+def read_directory(
+    read: Read, header: Header, offset: int, depth: int = 0, largest: int = MAX_DATA_BYTES
+) -> Directory:
     """The directory at an offset, without those tags whose values lie outside the file.
+
+    Args:
+        depth: of the directory; at ``MAX_DEPTH`` none below it are read.
+        largest: tags of more bytes than this are left out.
 
     Raises:
         ValueError: there is no directory at this offset.
@@ -175,7 +181,7 @@ def read_directory(read: Read, header: Header, offset: int, depth: int = 0) -> D
         at = offset + number_bytes + place + 4 + width
         if size > width:
             (at,) = struct.unpack_from(order + header.offset_code, table, place + 4 + width)
-        if not 0 < size <= budget or len(data := read(at, size)) < size:
+        if not 0 < size <= min(budget, largest) or len(data := read(at, size)) < size:
             continue
         budget -= size
         entry = Entry(code, type_, count, data, at)

@@ -49,6 +49,8 @@ BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}  #
 PREFIX_BYTES = 16  # what Pillow tells formats by
 MAX_GREY_16 = 65535
 PHOTOSHOP_SEGMENT, LONG_XMP_SEGMENT = b"Photoshop 3.0\0", b"http://ns.adobe.com/xmp/extension/\0"
+# each scan of a JPEG goes over the whole picture again; ten are usual
+JPEG_SCAN, MAX_SCANS = b"\xff\xda", 500
 JP2_SIZES, JP2_DEPTHS_AT = b"\xff\x4f\xff\x51", 42  # JPEG 2000, annex A.5.1
 
 
@@ -63,6 +65,8 @@ def read_ordinary(data: bytes, name: str) -> ArrayPage:
         if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
             frames = f"{picture.n_frames} frames"
             raise PhotoError(f"{name}: is animated ({frames}); save the one you want by itself")
+        if picture.format in ("JPEG", "MPO") and (scans := data.count(JPEG_SCAN)) > MAX_SCANS:
+            raise PhotoError(f"{name}: holds {scans} scans, and {MAX_SCANS} is the most of a JPEG")
         array, notes = pixels_of(picture, data, name)
         metadata, more_notes = metadata_of(picture, data)
         is_lossless_webp = picture.format == "WEBP" and b"VP8L" in _webp_chunks(data)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from oldrestore.photo_file.directory import Directory
-from oldrestore.photo_file.errors import PhotoError, check_expansion, check_windowed_size
+from oldrestore.photo_file.errors import PhotoError, check_windowed_size
 from oldrestore.photo_file.page import Array, widened
 from oldrestore.photo_file.tags import (
     BITS_TAG,
@@ -37,11 +37,10 @@ REFUSED = {
 }
 
 
-def check_kind(directory: Directory, file_bytes: int, name: str) -> None:
+def check_kind(directory: Directory, name: str) -> None:
     """Refuse a page that is not restored."""
     width, height = directory.number(WIDTH_TAG), directory.number(HEIGHT_TAG)
     check_windowed_size(width, height, name)
-    check_expansion(decoded_bytes(directory), file_bytes, name)
     photometric = directory.number(PHOTOMETRIC_TAG, BLACK_IS_ZERO)
     if photometric in REFUSED:
         raise PhotoError(f"{name}: holds {REFUSED[photometric]}; convert it to RGB or grey first")

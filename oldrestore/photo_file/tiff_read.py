@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 
 from oldrestore.photo_file import ordinary
-from oldrestore.photo_file.directory import Directory, Header, read_directory, read_header
+from oldrestore.photo_file.directory import (
+    MAX_DEPTH,
+    Directory,
+    Header,
+    read_directory,
+    read_header,
+)
 from oldrestore.photo_file.errors import (
     PhotoError,
+    check_expansion,
     no_codecs,
     reading,
 )
@@ -68,7 +75,7 @@ from oldrestore.photo_file.tiff_segments import (
     places,
 )
 
-MAX_PAGES = 100_000
+LISTED_BYTES = 256  # of a tag's values, at most, that tell pages from copies and how large they are
 READ_ROWS = 256  # at a time, where a page is decoded once
 
 
@@ -81,17 +88,12 @@ class TiffReader:
 
     def __init__(self, source: Source, name: str) -> None:
         self._source, self.name = source, name
-        self.notes: tuple[str, ...] = ()
         with reading(name):
             self.header = read_header(source.read_at)
-            self._offsets, self._directories = self._list(self.header)
+            self._all, self._pages, self.notes = self._list()
         self._file = _tifffile(source, name) if has_codecs() else None
-        self.page_count = len(self._directories)
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Of the pixels of all pages."""
-        return sum(map(decoded_bytes, self._directories))
+        self.page_count = len(self._pages)
+        self.decoded_bytes = sum(self._pages.values())
 
     def page(self, index: int) -> Page:
         """A page, upright.
@@ -100,49 +102,53 @@ class TiffReader:
             PhotoError: it is damaged, or of a kind that is not restored; the message says.
         """
         name = self.name if self.page_count == 1 else f"{self.name}: page {index + 1}"
-        directory = self._directories[index]
-        check_kind(directory, self._source.size, name)
+        offset = list(self._pages)[index]
+        with reading(name):
+            directory = read_directory(self._source.read_at, self.header, offset)
+        check_kind(directory, name)
+        check_expansion(self.decoded_bytes, self._source.size, self.name)
         metadata, notes = metadata_of(directory)
         photometric = directory.number(PHOTOMETRIC_TAG)
         compression = directory.number(COMPRESSION_TAG, NOT_COMPRESSED)
         is_pillows = compression == OLD_JPEG or (photometric == YCBCR and compression != JPEG)
         if self._file is None or is_pillows:
-            place = self._offsets.index(self._directories_at[index])
+            place = self._all.index(offset)
             return _pillow_page(self._source, place, directory, metadata, notes, name)
-        page = self._page(self._file, index, name)
+        page = self._tifffile_page(self._file, offset, name)
         return TiffPage(self._source, page, directory, self.header, metadata, notes, name)
 
-    def _page(self, file: Any, index: int, name: str) -> Any:
+    def _tifffile_page(self, file: Any, offset: int, name: str) -> Any:
         import tifffile
 
         with reading(name):
-            file.filehandle.seek(self._directories_at[index])
-            return tifffile.TiffPage(file, index)
+            file.filehandle.seek(offset)
+            return tifffile.TiffPage(file, 0)
 
-    def _list(self, header: Header) -> tuple[list[int], list[Directory]]:
-        """Offsets of all directories of the file, and those that are pages of their own."""
-        offsets, found, at, notes = [], [], [], []
-        offset = header.first
-        seen: set[int] = set()
+    def _list(self) -> tuple[list[int], dict[int, int], tuple[str, ...]]:
+        """Offsets of all directories; of pages of their own, with bytes of pixels; and notes."""
+        offsets: list[int] = []
+        pages: dict[int, int] = {}
+        notes: dict[str, None] = {}
+        offset, table_bytes = self.header.first, 0
         while offset:
-            if offset in seen or len(seen) >= MAX_PAGES:
+            directory = read_directory(
+                self._source.read_at, self.header, offset, MAX_DEPTH, LISTED_BYTES
+            )
+            table_bytes += directory.following_at - offset
+            # directories that do not overlap fit into the file
+            if offset in pages or table_bytes > self._source.size:
                 raise PhotoError(f"{self.name}: is damaged: its list of pages has no end")
-            seen.add(offset)
             offsets.append(offset)
-            directory = read_directory(self._source.read_at, header, offset)
             if directory.number(SUBFILE_TAG) & (REDUCED | IS_MASK):
-                notes.append("reduced copies and transparency masks are left out")
+                notes["reduced copies and transparency masks are left out"] = None
             else:
-                found.append(directory)
-                at.append(offset)
+                pages[offset] = decoded_bytes(directory)
             if directory.find(CHILD_PAGES_TAG):
-                notes.append("pages below pages (reduced copies) are left out")
+                notes["pages below pages (reduced copies) are left out"] = None
             offset = directory.following
-        if not found:
+        if not pages:
             raise PhotoError(f"{self.name}: is damaged: holds no page")
-        self._directories_at = at
-        self.notes = tuple(dict.fromkeys(notes))
-        return offsets, found
+        return offsets, pages, tuple(notes)
 
 
 class TiffPage(Page):

@@ -147,6 +147,13 @@ def test_large_pictures_are_not_taken_for_bombs(monkeypatch: pytest.MonkeyPatch)
         decode(encoded(Image.new("RGB", (99, 99)), "WEBP"))
 
 
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    data = encoded(Image.new("RGB", (99, 99)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    with pytest.raises(PhotoError, match=r"bytes: holds 6\d\d scans, and 500 is the most"):
+        decode(data[:-2] + data[start:-2] * 600 + data[-2:])
+
+
 def test_what_is_decoded_whole_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("L", (99, 99)), "PNG")
     monkeypatch.setattr(errors, "MAX_DECODED_BYTES", 99 * 99 - 1)

@@ -1,6 +1,7 @@
 """TIFF files of every layout come back as they were."""
 
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,7 @@ PLAIN = [(258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277,
     ("data", "message"),
     [
         (tiff((256, 4, 1, 9), (257, 4, 1, 9), *PLAIN, following=8), "list of pages has no end"),
+        (tiff((256, 4, 1, 9), (257, 4, 1, 9), *PLAIN, following=10), "no directory at 10|no end"),
         (tiff((256, 4, 1, 9), (257, 4, 1, 9), *PLAIN, following=999_999), "no directory at 999999"),
         (tiff((256, 4, 1, 9))[:20], "no directory at 8"),
         (tiff((256, 4, 1, 1 << 31), (257, 4, 1, 9), *PLAIN), "expected 8 to 500000 px"),
@@ -342,6 +344,21 @@ PLAIN = [(258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277,
 def test_broken_structures_are_refused_at_once(data: bytes, message: str) -> None:
     with pytest.raises(PhotoError, match=f"bytes: .*{message}"), open_photo(data) as photo:
         photo.page(0).read_all()
+
+
+def test_pages_that_share_their_pixels_are_a_bomb() -> None:
+    zeros = zlib.compress(bytes(4000 * 4000))
+    head = 8 + len(zeros)
+    data = b"II*\0" + struct.pack("<I", head) + zeros
+    for number in range(300):
+        entries = [(256, 4, 1, 4000), (257, 4, 1, 4000), (258, 3, 1, 8), (259, 3, 1, 8)]
+        entries += [(262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (279, 4, 1, len(zeros))]
+        table = struct.pack("<H", len(entries))
+        table += b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        end = head + (number + 1) * (len(table) + 4)
+        data += table + struct.pack("<I", end if number < 299 else 0)
+    with open_photo(data) as photo, pytest.raises(PhotoError, match="decompression bomb"):
+        photo.page(0)
 
 
 def test_a_strip_that_grows_is_not_followed(tmp_path: Path) -> None:
