@@ -75,6 +75,11 @@ from oldrestore.photo_file.tiff_segments import (
     places,
 )
 
+# what we ask of tifffile's pages; of a tag of a wrong type it gives something else
+PAGE_NUMBERS = (
+    *("imagelength", "imagewidth", "samplesperpixel", "rowsperstrip", "planarconfig"),
+    *("tilelength", "tilewidth", "compression"),
+)
 LISTED_BYTES = 256  # of a tag's values, at most, that tell pages from copies and how large they are
 READ_ROWS = 256  # at a time, where a page is decoded once
 
@@ -122,7 +127,10 @@ class TiffReader:
 
         with reading(name):
             file.filehandle.seek(offset)
-            return tifffile.TiffPage(file, 0)
+            page = tifffile.TiffPage(file, 0)
+            if not all(isinstance(getattr(page, number), int) for number in PAGE_NUMBERS):
+                raise ValueError("its tags are of types that they never have")
+            return page
 
     def _list(self) -> tuple[list[int], dict[int, int], tuple[str, ...]]:
         """Offsets of all directories; of pages of their own, with bytes of pixels; and notes."""
