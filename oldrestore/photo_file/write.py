@@ -81,6 +81,7 @@ class PhotoWriter:
             with self.naming_errors():
                 if kind is None:
                     self._file.flush()
+                    # a power cut must not leave a name without content
                     os.fsync(self._file.fileno())
                 self._file.close()
                 if kind is None:
