@@ -32,21 +32,22 @@ class WholeWriter(ABC):
         check_whole(page.nbytes, str(path))
         self._file, self._page, self._path = file, page, path
         self._pixels = np.empty((*page.size, page.channels), page.dtype)
-        self._missing = page.size[0] * page.size[1]
+        self._filled = np.zeros(page.size[0], np.int64)  # pixels of each row
 
-    def write(self, top: int, left: int, array: Array) -> None:
+    def write(self, top: int, left: int, pixels: Array) -> None:
         """Take a window (height, width, channels); raises ValueError if it does not fit."""
-        place = self._pixels[top : top + array.shape[0], left : left + array.shape[1]]
-        if place.shape != array.shape or array.dtype != place.dtype:
-            got = f"{array.dtype} {array.shape} at {(top, left)}"
-            raise ValueError(f"array: expected a window of {self._pixels.shape}, got {got}")
-        place[...] = array
-        self._missing -= place.shape[0] * place.shape[1]
+        place = self._pixels[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+        if min(top, left) < 0 or place.shape != pixels.shape or pixels.dtype != place.dtype:
+            got = f"{pixels.dtype} {pixels.shape} at {(top, left)}"
+            raise ValueError(f"pixels: expected a window of {self._pixels.shape}, got {got}")
+        place[...] = pixels
+        self._filled[top : top + place.shape[0]] += place.shape[1]
 
     def close(self) -> None:
         """Encode and write the page; raises ValueError if windows are missing."""
-        if self._missing:
-            raise ValueError(f"windows: expected the whole page, {self._missing} pixels differ")
+        whole = int((self._filled == self._page.size[1]).sum())
+        if whole < self._page.size[0]:
+            raise ValueError(f"windows: expected {self._page.size[0]} whole rows, got {whole}")
         try:
             self._file.write(self.encoded(self._pixels, self._page.metadata))
         except (ValueError, RuntimeError) as error:

@@ -128,24 +128,24 @@ class TiffPageWriter:
         self._offsets: list[int] = []
         self._counts: list[int] = []
 
-    def write(self, top: int, left: int, array: Array) -> None:
+    def write(self, top: int, left: int, pixels: Array) -> None:
         """Take a window (height, width, channels); rows of windows come from top to bottom.
 
         Raises:
             ValueError: it does not fit the page, or lies on what was written before.
         """
-        height, width = array.shape[:2]
+        height, width = pixels.shape[:2]
         shape = height, width, self._channels
-        if array.shape != shape or array.dtype.newbyteorder("=") != self._dtype:
-            got = f"{array.dtype} {array.shape}"
-            raise ValueError(f"array: expected {self._dtype} (h, w, {self._channels}), got {got}")
+        if pixels.shape != shape or pixels.dtype.newbyteorder("=") != self._dtype:
+            got = f"{pixels.dtype} {pixels.shape}"
+            raise ValueError(f"pixels: expected {self._dtype} (h, w, {self._channels}), got {got}")
         is_inside = top >= self._done and left >= 0
         if not is_inside or top + height > self._size[0] or left + width > self._size[1]:
             raise ValueError(f"window: {(top, left, height, width)} is outside, or comes too late")
         start, end = top - self._done, top + height - self._done
         if end > len(self._pending):
             self._make_room(end)
-        self._pending[start:end, left : left + width] = array
+        self._pending[start:end, left : left + width] = pixels
         self._filled[start:end] += width
         if (self._filled[start:end] > self._size[1]).any():
             raise ValueError(f"window: {(top, left, height, width)} lies on another")

@@ -37,7 +37,7 @@ READ_SUFFIXES = (*WRITE_FORMATS, ".gif", ".jp2", ".pgm", ".ppm")
 class WindowWriter(Protocol):
     """What writes a page of one format."""
 
-    def write(self, top: int, left: int, array: Array) -> None: ...
+    def write(self, top: int, left: int, pixels: Array) -> None: ...
 
     def close(self) -> None: ...
 
@@ -139,7 +139,7 @@ class PageWriter:
         if kind is None:
             self.close()
 
-    def write(self, top: int, left: int, array: Array) -> None:
+    def write(self, top: int, left: int, pixels: Array) -> None:
         """A window (h, w, channels) of the page's type; rows of windows come top to bottom.
 
         Raises:
@@ -147,7 +147,7 @@ class PageWriter:
             PhotoError: it cannot be written.
         """
         with self._photo.naming_errors():
-            self._writer.write(top, left, array)
+            self._writer.write(top, left, pixels)
 
     def close(self) -> None:
         """Finish the page; a second time does nothing.

@@ -407,8 +407,8 @@ def test_windows_that_do_not_fit_are_refused(
     pixels = random_pixels(*SIZE, 3)
     write(tmp_path / "in.tif", pixels, rowsperstrip=10, **RGB)
     cases: list[tuple[list[tuple[int, int, Array]], str]] = [
-        ([(0, 0, pixels[:, :, :1])], r"array: expected uint8 \(h, w, 3\)"),
-        ([(0, 0, pixels.astype(np.uint16))], "array: expected uint8"),
+        ([(0, 0, pixels[:, :, :1])], r"pixels: expected uint8 \(h, w, 3\)"),
+        ([(0, 0, pixels.astype(np.uint16))], "pixels: expected uint8"),
         ([(1, 0, pixels)], "is outside, or comes too late"),
         ([(0, 0, pixels[:20]), (10, 0, pixels[10:])], "is outside, or comes too late"),
         ([(0, 0, pixels[:5, :9]), (0, 5, pixels[:5, 5:])], "lies on another"),
@@ -418,6 +418,16 @@ def test_windows_that_do_not_fit_are_refused(
     for windows, message in cases:
         with pytest.raises(ValueError, match=message):
             write_windows(tmp_path / "in.tif", tmp_path / "out.tif", windows)
+        assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
+    for windows, message in (
+        ([(0, 0, pixels[:, :, :1])], "pixels: expected a window"),
+        ([(0, 5, pixels)], "pixels: expected a window"),
+        ([(-9, 0, pixels[:9])], "pixels: expected a window"),
+        ([(0, 0, pixels[:89])], "expected 90 whole rows, got 89"),
+        ([(0, 0, pixels), (0, 0, pixels[:9])], "expected 90 whole rows, got 81"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_windows(tmp_path / "in.tif", tmp_path / "out.png", windows)
         assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
     with (
         open_photo(tmp_path / "in.tif") as photo,
