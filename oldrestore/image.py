@@ -5,6 +5,7 @@ gives the same kind back: same size, type, depth, channels and alpha.
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from oldrestore.photo_file import PhotoError, check_size, name_of, open_picture, upright
+from oldrestore.photo_file import (
+    PhotoError,
+    array_of,
+    check_size,
+    info_of,
+    name_of,
+    open_photo,
+    upright,
+)
 
 PhotoLike: TypeAlias = (
     str
@@ -35,7 +44,8 @@ FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # of integers; floats 
 class Photo:
     """A decoded photo, or a batch of them of one size.
 
-    original: what came in; a file as PIL image; a PIL image upright.
+    original: what came in; a file as PIL image, or as array if it holds colours of 16 bits, which
+        PIL images do not; a PIL image upright.
     pixels: (B, C, H, W), its values as they are; C is 1 (grey), 2 (grey, alpha), 3 or 4.
     """
 
@@ -78,19 +88,19 @@ def decode(photo: PhotoLike) -> Photo:
             [0, 1]; tensor ([B,] C, H, W) uint8 or float in [0, 1]. C is 1 (grey), 2 (grey, alpha),
             3 (RGB) or 4 (RGB, alpha). Files and PIL images are turned upright by their EXIF tag.
             PIL modes 1, P, PA and YCbCr are read as L and RGB(A); CMYK, LAB, HSV and F are
-            refused: they need a colour profile or a scale. Of a file with several pictures the
-            first is read.
+            refused: they need a colour profile or a scale. Of a file with several pages the first
+            is read, with a warning; ``photo_file.open_photo`` has them all, and by windows.
 
     Raises:
-        PhotoError: it cannot be read, is smaller than 8 px or larger than 50,000 px a side, has
-            more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (a file), or values outside its
-            range.
+        PhotoError: it cannot be read, is smaller than 8 px or larger than 50,000 px a side, claims
+            more than its bytes can hold, has more than 1 GiB of pixels (a file that is no TIFF),
+            or values outside its range.
         TypeError: it is nothing of the above.
     """
     if isinstance(photo, (str, os.PathLike, bytes)):
-        return _decode_picture(open_picture(photo), name_of(photo))
+        return _decode_file(photo)
     if isinstance(photo, Image.Image):
-        return _decode_picture(photo, "photo")
+        return _decode_picture(photo)
     if isinstance(photo, np.ndarray):
         if photo.dtype.newbyteorder("=") not in ARRAY_TYPES:
             raise PhotoError(f"photo: expected uint8, uint16 or float array, got {photo.dtype}")
@@ -161,7 +171,8 @@ def decode_mask(mask: PhotoLike, photo: Photo) -> Tensor:
     name = "mask"
     if isinstance(mask, (str, os.PathLike, bytes)):
         name = name_of(mask)
-        mask = open_picture(mask)
+        with open_photo(mask) as file:
+            mask = file.page(0).read_all()
     if isinstance(mask, Image.Image):
         mask = np.asarray(upright(mask, name))
     if isinstance(mask, np.ndarray) and mask.ndim in (2, 3):
@@ -201,15 +212,27 @@ def encode_mask(photo: Photo, mask: Tensor) -> Any:
     return array.astype(photo.original.dtype) if is_float else (array * 255).astype(np.uint8)
 
 
-def _decode_picture(picture: Image.Image, name: str) -> Photo:
-    original = upright(picture, name)
-    array = np.asarray(original)
-    if original.mode == "I":
-        if array.min() < 0 or array.max() > FULL_SCALE[torch.uint16]:
-            raise PhotoError(f"{name}: mode I is read as 16 bits: expected values in 0..65535")
-        array = array.astype(np.uint16)
-    array = array[:, :, None] if array.ndim == 2 else array
+def _decode_file(photo: str | os.PathLike[str] | bytes) -> Photo:
+    """The first page of a file."""
+    with open_photo(photo) as file:
+        if file.page_count > 1:
+            warnings.warn(
+                f"{file.name}: of {file.page_count} pages the first is read", stacklevel=4
+            )
+        page = file.page(0)
+        page.tell_notes()
+        check_size(page.size[1], page.size[0], file.name)
+        array = page.read_all()
+    original: Any = array
+    if array.dtype == np.uint8 or array.shape[2] == 1:
+        original = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+        original.info = info_of(page.metadata)
     return Photo(original, _tensor(array).permute(2, 0, 1)[None])
+
+
+def _decode_picture(picture: Image.Image) -> Photo:
+    original = upright(picture, "photo")
+    return Photo(original, _tensor(array_of(original, "photo")).permute(2, 0, 1)[None])
 
 
 def _like(original: Any, pixels: Tensor) -> Any:

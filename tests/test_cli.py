@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import oldrestore
@@ -156,7 +157,7 @@ def test_masks_that_do_not_fit_fail_their_photo_only(
     assert run_command([*command, "--mask", str(masks)]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].endswith(f"no mask 1931/b.* in {masks}")
-    assert "a.png: expected (16, 24) to match photo, got (9, 9)" in errors[1]
+    assert f"{masks / 'a.png'}: expected (16, 24) to match photo, got (9, 9)" in errors[1]
     assert not (tmp_path / "out").exists()
 
 
@@ -307,8 +308,8 @@ def test_info_says_what_is_used(weights: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_comparing_16_bit_and_alpha() -> None:
-    deep = Image.fromarray(np.full((9, 9), 65535, np.uint16))
-    values = np.asarray(side_by_side(deep, Image.new("LA", (9, 9), (0, 0))))
+    deep = np.full((9, 9, 2), 65535, np.uint16)
+    values = side_by_side(deep, deep * 0)
     assert values.shape == (9, 18, 3)
     assert values[:, :9].min() == 255
     assert values[:, 9:].max() == 0
@@ -335,3 +336,72 @@ def test_the_module_runs_as_a_program() -> None:
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert "requires an argument" in failed.stdout + failed.stderr
+
+
+def test_every_page_of_a_deep_tiff_is_restored(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    pages = [rng.integers(0, 65536, (24, 32, 3), np.uint16) for _ in range(3)]
+    with tifffile.TiffWriter(tmp_path / "in.tif") as writer:
+        for number, page in enumerate(pages):
+            writer.write(page, photometric="rgb", description=f"page {number}", metadata=None)
+    command = ["restore", str(tmp_path / "in.tif"), "--weights", str(weights), "--json"]
+    out = tmp_path / "new" / "out.tif"
+    options = ["--save-mask", str(tmp_path / "mask.png"), "--compare"]
+    assert run_command([*command, "-o", str(out), *options]) == 0
+    assert below(tmp_path / "new") == [
+        "out-compare-page-2.jpg",
+        "out-compare-page-3.jpg",
+        "out-compare.jpg",
+        "out.tif",
+    ]
+    assert {"mask.png", "mask-page-2.png", "mask-page-3.png"} <= set(below(tmp_path))
+    restorer = Restorer.load(weights, "cpu")
+    with tifffile.TiffFile(out) as file:
+        assert [page.description for page in file.pages] == ["page 0", "page 1", "page 2"]
+        for page, pixels_before in zip(file.pages, pages, strict=True):
+            assert np.array_equal(page.asarray(), restorer.restore(pixels_before).image)
+    record = json.loads(capsys.readouterr().out)
+    assert [page["size"] for page in record["pages"]] == [[32, 24]] * 3
+    assert run_command([*command, "-o", str(out), "--strength", "0"]) == 0
+    assert np.array_equal(tifffile.imread(out, key=2), pages[2])
+
+
+def test_masks_of_pages(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zeros = np.zeros((16, 24), np.uint8)
+    for name, count in (("in", 2), ("two", 2), ("three", 3)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as writer:
+            for _ in range(count):
+                writer.write(zeros, photometric="minisblack", metadata=None)
+    command = ["restore", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out.tif")]
+    command += ["--weights", str(weights), "--mask"]
+    assert run_command([*command, str(tmp_path / "two.tif")]) == 0
+    (tmp_path / "out.tif").unlink()
+    assert run_command([*command, str(tmp_path / "three.tif")]) == 1
+    assert "three.tif: expected 1 page or 2, as the photo has, got 3" in capsys.readouterr().err
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_what_cannot_be_restored_gets_one_line(
+    scans: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(scans / "c.tif", np.zeros((16, 16, 4), np.uint8), photometric="separated")
+    tifffile.imwrite(scans / "d.tif", np.zeros((16, 16), np.float32), photometric="minisblack")
+    (scans / "e.tif").write_bytes((scans / "c.tif").read_bytes()[:99])
+    command = ["restore", str(scans), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    assert run_command(command) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1].rsplit("/")[-1] for line in lines] == ["c.tif", "d.tif", "e.tif"]
+    assert below(tmp_path / "out") == ["1931/b.png", "a.png"]
+
+
+def test_every_page_gets_a_mask(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = np.zeros((2, 16, 24), np.uint16)
+    tifffile.imwrite(tmp_path / "in.tif", pages, photometric="minisblack", metadata=None)
+    command = ["detect", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out"), "--json"]
+    assert run_command([*command, "--weights", str(weights)]) == 0
+    assert below(tmp_path / "out") == ["in-page-2.png", "in.png"]
+    assert len(json.loads(capsys.readouterr().out)["pages"]) == 2

@@ -41,6 +41,7 @@ ALLOWED = {
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
     "pipeline": {"ops", "device", "layers", "config", "restraint", *NETWORKS, *LEAVES}
     - {"perceptual"},
+    "files": {"photo_file", "pipeline"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "evaluate": {
@@ -54,18 +55,30 @@ ALLOWED = {
         *LEAVES,
     },
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
+    "cli": {
+        "",
+        "files",
+        "jobs",
+        "pipeline",
+        "restraint",
+        "evaluate",
+        "train",
+        "published",
+        *BELOW_TRAINING,
+    },
     "__main__": {"cli"},
     "": {"pipeline", "image", "restraint"},
 }
 HEAVY = (
     "cv2",
     "cyclopts",
+    "imagecodecs",
     "oldrestore._cuda",
     "oldrestore.degradation",
     "oldrestore.train",
     "rich",
     "tensorboard",
+    "tifffile",
     "torchmetrics",
     "triton",
 )

@@ -35,6 +35,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         photo.save(path)
+    photo.save(tmp_path / "master.tif")
     Image.new("L", photo.size).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path

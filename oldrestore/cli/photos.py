@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from PIL import Image
 
 from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
-from oldrestore.image import decode
+from oldrestore.files import restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
-from oldrestore.photo_file import save
+from oldrestore.photo_file import Array, open_photo, save
 from oldrestore.pipeline import Restorer
 from oldrestore.restraint import OutsideMask
 
@@ -107,30 +107,40 @@ def restore(
     def run(index: int) -> dict[str, Any]:
         source = sources[index]
         asked = mask_of(source, mask) if mask else None if no_mask else "auto"
-        restoration = restorer.restore(
+        pages: list[dict[str, Any]] = []
+        for page, restoration in restore_pages(
+            restorer,
             source.path,
+            results[index],
             mask=asked,
             threshold=threshold,
             denoise=denoise,
             outside_mask=outside_mask,
             strength=strength,
             tone=tone,
-        )
-        damaged = None if restoration.mask is None else np.asarray(restoration.mask)
-        written = {"output": (results[index], restoration.image)}
-        if save_mask:
-            if restoration.mask is None:
-                raise ValueError("--save-mask: these weights look for no damage, so there is none")
-            written["mask"] = (masks[index], restoration.mask)
-        if compare:
-            pair = side_by_side(decode(source.path).original, restoration.image)
-            written["compare"] = (comparisons[index], pair)
+        ):
+            number = len(pages) + 1
+            damaged = restoration.mask
+            written = {}
+            if save_mask:
+                if damaged is None:
+                    raise ValueError("--save-mask: these weights look for no damage: there is none")
+                written["mask"] = (page_path(masks[index], number), damaged)
+            if compare:
+                pair = side_by_side(page.read_all(), restoration.image)
+                written["compare"] = (page_path(comparisons[index], number), pair)
+            pages.append(
+                {
+                    **_write(written),
+                    "size": page.size[::-1],
+                    "damaged": None if damaged is None else round(float((damaged > 0).mean()), 6),
+                    "tone": [dataclasses.asdict(curve) for curve in restoration.tone],
+                    "seconds": round(restoration.seconds, 3),
+                }
+            )
         return {
-            **_write(written),
-            "size": restoration.image.size,
-            "damaged": None if damaged is None else round(float(damaged.mean()) / 255, 6),
-            "tone": [dataclasses.asdict(curve) for curve in restoration.tone],
-            "seconds": round(restoration.seconds, 3),
+            "output": str(results[index]),
+            **(pages[0] if len(pages) == 1 else {"pages": pages}),
         }
 
     return _for_each_photo(sources, run, as_json=as_json)
@@ -160,22 +170,29 @@ def detect(
     restorer = engine.load()
 
     def run(index: int) -> dict[str, Any]:
-        mask = restorer.detect(sources[index].path, threshold=threshold)
-        damaged = float(np.asarray(mask).mean()) / 255
-        return {**_write({"output": (results[index], mask)}), "damaged": round(damaged, 6)}
+        pages: list[dict[str, Any]] = []
+        with open_photo(sources[index].path) as photo:
+            for page in photo.pages():
+                mask = restorer.detect(page.read_all(), threshold=threshold)
+                path = page_path(results[index], len(pages) + 1)
+                damaged = round(float((mask > 0).mean()), 6)
+                pages.append({**_write({"output": (path, mask)}), "damaged": damaged})
+        return _record(pages)
 
     return _for_each_photo(sources, run, as_json=as_json)
 
 
-def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    """One picture, 8-bit RGB, with ``before`` on the left and ``after`` on the right."""
-    both = Image.new("RGB", (before.width + after.width, before.height))
-    for picture, left in ((before, 0), (after, before.width)):
-        if picture.mode.startswith("I"):
-            values = np.asarray(picture) // UINT16_TO_UINT8
-            picture = Image.fromarray(values.astype(np.uint8))  # noqa: PLW2901 (8 bits of the same)
-        both.paste(picture.convert("RGB"), (left, 0))
-    return both
+def side_by_side(before: Array, after: Array) -> Array:
+    """One picture, 8-bit RGB, with ``before`` (H, W, C) on the left and ``after`` on the right."""
+    both = np.concatenate([before, after], axis=1)
+    both = (both // UINT16_TO_UINT8).astype(np.uint8) if both.dtype == np.uint16 else both
+    colours = both[:, :, :1] if both.shape[2] <= 2 else both[:, :, :3]
+    return np.broadcast_to(colours, (*both.shape[:2], 3))
+
+
+def page_path(path: Path, number: int) -> Path:
+    """Where what is of a page goes: ``path`` for the first, ``NAME-page-2.png`` for the second."""
+    return path if number == 1 else path.with_name(f"{path.stem}-page-{number}{path.suffix}")
 
 
 def _for_each_photo(
@@ -204,7 +221,12 @@ def _for_each_photo(
     return code
 
 
-def _write(pictures: dict[str, tuple[Path, Image.Image]]) -> dict[str, str]:
+def _record(pages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is told of a photo: of one page as it is, of several in a list."""
+    return pages[0] if len(pages) == 1 else {"pages": pages}
+
+
+def _write(pictures: dict[str, tuple[Path, Image.Image | Array]]) -> dict[str, str]:
     """Save pictures, with their folders; gives their names as text."""
     for path, picture in pictures.values():
         path.parent.mkdir(parents=True, exist_ok=True)
