@@ -70,7 +70,7 @@ class Photo:
         return 1 if self.pixels.shape[1] <= 2 else 3
 
 
-def decode(photo: PhotoLike) -> Photo:
+def decode(photo: "PhotoLike | Photo") -> Photo:
     """Read a photo of any kind.
 
     Args:
@@ -86,7 +86,11 @@ def decode(photo: PhotoLike) -> Photo:
             more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (a file), or values outside its
             range.
         TypeError: it is nothing of the above.
+
+    A ``Photo`` is given back as it is, so that reading can be done apart.
     """
+    if isinstance(photo, Photo):
+        return photo
     if isinstance(photo, (str, os.PathLike, bytes)):
         return _decode_picture(open_picture(photo), name_of(photo))
     if isinstance(photo, Image.Image):

@@ -43,6 +43,9 @@ ALLOWED = {
     - {"perceptual"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
+    "batch": {
+        *("", "checkpoint", "config", "image", "jobs", "photo_file", "pipeline", "restraint"),
+    },
     "evaluate": {
         "layers",
         "config",
@@ -54,17 +57,22 @@ ALLOWED = {
         *LEAVES,
     },
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
+    "cli": {"", "batch", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
     "__main__": {"cli"},
     "": {"pipeline", "image", "restraint"},
 }
 HEAVY = (
     "cv2",
     "cyclopts",
+    "fsspec",
+    "jinja2",
     "oldrestore._cuda",
+    "oldrestore.batch",
     "oldrestore.degradation",
     "oldrestore.train",
+    "ray",
     "rich",
+    "sqlite3",
     "tensorboard",
     "torchmetrics",
     "triton",
