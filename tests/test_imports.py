@@ -57,7 +57,17 @@ ALLOWED = {
         *LEAVES,
     },
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "batch", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
+    "cli": {
+        "",
+        "batch",
+        "jobs",
+        "pipeline",
+        "restraint",
+        "evaluate",
+        "train",
+        "published",
+        *BELOW_TRAINING,
+    },
     "__main__": {"cli"},
     "": {"pipeline", "image", "restraint"},
 }

@@ -25,7 +25,12 @@ SMALLEST_PX = 16  # side of the grey picture that tries the job's wishes
 
 
 class Engine(Protocol):
-    """Runs tasks in any order; each gives one outcome."""
+    """Runs tasks in any order; each gives one outcome.
+
+    takes_all: whether all tasks are taken before the first is begun; else one only when it is.
+    """
+
+    takes_all: bool
 
     def start(self, job: Job, terms: Terms) -> None:
         """Make ready.
@@ -35,7 +40,7 @@ class Engine(Protocol):
         """
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Yields outcomes as they come; takes a task only when it can be begun."""
+        """Yields outcomes as they come."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Threads:
     Args:
         runtime: device, slots and threads.
     """
+
+    takes_all = False
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

@@ -154,7 +154,7 @@ class Manifest:
     def let_go(self, name: str) -> None:
         """A photo in work was given back by a process that lives: nobody died of it."""
         self._base.execute(
-            "UPDATE photos SET deaths = deaths - 1 WHERE name = CAST(? AS TEXT)",
+            "UPDATE photos SET deaths = max(deaths - 1, 0) WHERE name = CAST(? AS TEXT)",
             (os.fsencode(name),),
         )
 

@@ -1,6 +1,6 @@
 """Plan: which photos of a collection are still to be restored, and what each result is called."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -171,8 +171,3 @@ def _stamp_or_none(folder: Folder, name: str) -> Stamp | None:
         return folder.stamp(name)
     except (OSError, PhotoError):
         return None
-
-
-def tasks_of(planned: Iterable[Planned]) -> Iterator[Task]:
-    """The tasks alone."""
-    return (one.task for one in planned)

@@ -13,7 +13,7 @@ from oldrestore.batch.engines import Engine
 from oldrestore.batch.job import Job, Terms, excluded_folders, terms_of
 from oldrestore.batch.lock import LocalLock, RemoteLock
 from oldrestore.batch.manifest import Manifest, Row, now
-from oldrestore.batch.plan import FAILED_BEFORE, UNCHANGED, Plan, Planned, make_plan, tasks_of
+from oldrestore.batch.plan import FAILED_BEFORE, UNCHANGED, Plan, Planned, make_plan
 from oldrestore.batch.storage import OWN, Folder, LocalFolder, RemoteFolder, open_folder
 from oldrestore.batch.work import DONE, FAILED, STOP, Outcome, Task, versions
 from oldrestore.batch.work import UNCHANGED as STILL_HOLDS
@@ -112,20 +112,22 @@ class _Run:
         self._should_stop = should_stop
         self._on_outcome = on_outcome
         self._keep_safe = keep_safe
-        self._begun = 0
+        self._noted = 0
         self.summary = Summary()
 
     def through(self, engine: Engine) -> Summary:
         summary, to_do = self.summary, self._plan.to_do()
         self._note_left_out()
         try:
-            for outcome in engine.run(self._begin(to_do)):
+            for outcome in engine.run(self._begin(to_do, engine.takes_all)):
                 self._note(outcome)
                 self._on_outcome(outcome)
                 self._keep_safe()
+                if engine.takes_all and self._should_end():
+                    break
         except sqlite3.OperationalError as error:  # its disk is full, or gone
             summary.stopped = f"{self._manifest.path}: cannot be written: {error}"
-        summary.left = len(to_do) - self._begun
+        summary.left = len(to_do) - self._noted
         summary.interrupted = summary.stopped is None and summary.left > 0
         return summary
 
@@ -143,22 +145,25 @@ class _Run:
             rows.append(Row(folder.path, "unreadable", error=error))
         manifest.write_all(rows)
 
-    def _begin(self, to_do: list[Planned]) -> Iterator[Task]:
-        for task in tasks_of(to_do):
-            if self.summary.stopped is not None or self._should_stop():
+    def _should_end(self) -> bool:
+        return self.summary.stopped is not None or self._should_stop()
+
+    def _begin(self, to_do: list[Planned], takes_all: bool) -> Iterator[Task]:
+        for planned in to_do:
+            if self._should_end():
                 return
-            self._manifest.start(task.name)
-            self._begun += 1
-            yield task
+            if not takes_all:
+                self._manifest.start(planned.task.name)
+            yield planned.task
 
     def _note(self, outcome: Outcome) -> None:
         summary = self.summary
         is_source_gone = outcome.state == FAILED and not self._source.exists()
         if outcome.state == STOP or is_source_gone:
             self._manifest.let_go(outcome.name)
-            self._begun -= 1
             summary.stopped = f"{self._source.url}: is gone" if is_source_gone else outcome.error
             return
+        self._noted += 1
         state = DONE if outcome.state == STILL_HOLDS else outcome.state
         record = outcome.record
         if outcome.state == STILL_HOLDS:

@@ -2,8 +2,8 @@
 
 Exit codes: 0 all done; 1 some photo failed, and the others are done; 2 a request that makes no
 sense, and nothing is done; 3 a batch ended early, as its results can be written no more, and goes
-on when it is started again; 130 interrupted. Messages go to stderr, results to stdout. A command is read when it is
-asked for, from the module named here.
+on when it is started again; 130 interrupted. Messages go to stderr, results to stdout. A command is
+read when it is asked for, from the module named here.
 """
 
 import sys

@@ -132,7 +132,7 @@ def _stop_asked(progress: Progress) -> Iterator[threading.Event]:
     """Set by the first Ctrl-C or SIGTERM; the second ends the program where it is."""
     stop = threading.Event()
 
-    def ask(number: int, _: object) -> None:
+    def ask(_number: int, _frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
