@@ -59,7 +59,7 @@ class Manifest:
     """The open file.
 
     Args:
-        path: of the file; made if ``is_new_allowed``.
+        path: of the file; made if there is none.
         is_read_only: nothing is written; the file must exist.
 
     Raises:
@@ -69,8 +69,10 @@ class Manifest:
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         self.path = path
-        mode = "ro" if is_read_only else "rwc"
+        mode = "ro" if is_read_only else "rw"
         try:
+            if not is_read_only and not path.exists():
+                _make(path)
             self._base = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode={mode}",
                 uri=True,
@@ -79,9 +81,7 @@ class Manifest:
             )
             self._base.text_factory = _text
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and not is_read_only:
-                self._make()
-            elif version != SCHEMA_VERSION:
+            if version != SCHEMA_VERSION:
                 raise ManifestError(
                     f"{path}: a manifest of version {version}, this oldrestore reads "
                     f"{SCHEMA_VERSION}; use the release that wrote it, or another folder"
@@ -95,10 +95,6 @@ class Manifest:
             raise ManifestError(
                 f"{path}: is damaged, or no manifest ({error}); move it away to begin anew"
             ) from error
-
-    def _make(self) -> None:
-        self._base.execute("PRAGMA journal_mode = WAL")
-        self._base.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     def row(self, name: str) -> Row | None:
         """What is known of a photo."""
@@ -196,6 +192,17 @@ class Manifest:
 def now() -> str:
     """The time, UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _make(path: Path) -> None:
+    """An empty manifest, whole or not at all."""
+    partial = path.with_name(f"{path.name}.new")
+    partial.unlink(missing_ok=True)
+    base = sqlite3.connect(partial)
+    base.execute("PRAGMA journal_mode = WAL")
+    base.executescript(f"{SCHEMA} PRAGMA user_version = {SCHEMA_VERSION};")
+    base.close()
+    partial.replace(path)
 
 
 def _text(value: bytes) -> str:
