@@ -6,6 +6,7 @@ restored anew; a photo that several workers died of is reported as failed.
 """
 
 import logging
+import socket
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ SMALLEST_BLOCK = 4  # photos that a worker takes at a time, and that are lost wi
 LARGEST_BLOCK = 64
 MOST_BLOCKS = 10_000  # of a batch: the scheduler's memory grows with them
 RETRIES = 2  # of a block whose worker died, before its photos are tried one by one
+ANSWER_SECONDS = 10  # for a cluster to take a connection
 OVERLAP = 2  # photos in work in an actor: one in the networks, one read or written
 
 Columns = dict[str, "np.ndarray[Any, Any]"]
@@ -63,13 +65,14 @@ class Cluster:
         self._weights: ray.ObjectRef[bytes] | None = None
         if not ray.is_initialized():
             try:
+                _check_answers(address)
                 ray.init(
                     address=address,
                     include_dashboard=None if address else False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise UsageError(f"--address: no Ray cluster answers at {address}") from error
 
     def start(self, job: Job, terms: Terms) -> None:
@@ -163,6 +166,13 @@ class RestoringActor:
         tasks = [Task.from_json(str(text)) for text in batch["task"]]
         outcomes = [outcome.to_json() for outcome in self._pool.map(self._worker, tasks)]
         return {"outcome": np.array(outcomes, dtype=object)}
+
+
+def _check_answers(address: str | None) -> None:
+    """Raise OSError if nothing listens at ``host:port``: Ray itself would wait for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
 
 
 def _resources() -> dict[str, float]:

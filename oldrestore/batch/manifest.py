@@ -5,6 +5,7 @@ killed at any moment: what was in work is begun again, what is done is known by 
 process writes, others may read meanwhile.
 """
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -69,6 +70,7 @@ class Manifest:
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         self.path = path
+        self._is_read_only = is_read_only
         mode = "ro" if is_read_only else "rw"
         try:
             if not is_read_only and not path.exists():
@@ -87,7 +89,9 @@ class Manifest:
                     f"{SCHEMA_VERSION}; use the release that wrote it, or another folder"
                 )
             if not is_read_only:
-                # a killed process loses nothing so; a power cut loses the last seconds at most
+                # readers go on meanwhile; a killed process loses nothing, a power cut the last
+                # seconds at most
+                self._base.execute("PRAGMA journal_mode = WAL")
                 self._base.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.OperationalError as error:
             raise OSError(f"{path}: cannot be opened: {error}") from error
@@ -171,11 +175,18 @@ class Manifest:
         target = sqlite3.connect(path)
         try:
             self._base.backup(target)
-            target.execute("PRAGMA journal_mode = DELETE")
+            target.execute("PRAGMA journal_mode = DELETE")  # one file
         finally:
             target.close()
 
     def close(self) -> None:
+        """Leave one plain file, which can be read on a disk that cannot be written."""
+        if not self._is_read_only:
+            with contextlib.suppress(
+                sqlite3.OperationalError
+            ):  # somebody reads, or the disk is full
+                self._base.execute("PRAGMA busy_timeout = 0")
+                self._base.execute("PRAGMA journal_mode = DELETE")
         self._base.close()
 
     @contextmanager
@@ -199,7 +210,6 @@ def _make(path: Path) -> None:
     partial = path.with_name(f"{path.name}.new")
     partial.unlink(missing_ok=True)
     base = sqlite3.connect(partial)
-    base.execute("PRAGMA journal_mode = WAL")
     base.executescript(f"{SCHEMA} PRAGMA user_version = {SCHEMA_VERSION};")
     base.close()
     partial.replace(path)
