@@ -6,6 +6,7 @@ restored anew; a photo that several workers died of is reported as failed.
 """
 
 import logging
+import os
 import socket
 import threading
 import warnings
@@ -66,6 +67,8 @@ class Cluster:
         if not ray.is_initialized():
             try:
                 _check_answers(address)
+                # a cluster of our own tells nobody that it is there
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
                 ray.init(
                     address=address,
                     include_dashboard=None if address else False,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_folders import RunBatch, write_photo
+from photo_folders import RunBatch, write_photo
 
 from oldrestore.batch.engines import Runtime, Threads
 from oldrestore.batch.job import Job

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from batch_folders import RunBatch, below, pixels, write_photo
+from photo_folders import RunBatch, below, pixels, write_photo
 
 from oldrestore.batch import cluster
 from oldrestore.batch.cluster import Cluster, RestoringActor

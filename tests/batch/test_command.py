@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_folders import below, write_photo
+from photo_folders import below, write_photo
 
 from oldrestore.batch.manifest import Manifest
 from oldrestore.batch.runner import MANIFEST_NAME

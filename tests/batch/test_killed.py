@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch_folders import below, pixels, write_photo
+from photo_folders import below, pixels, write_photo
 
 from oldrestore.batch.manifest import Manifest
 from oldrestore.batch.runner import MANIFEST_NAME

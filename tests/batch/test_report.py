@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_folders import RunBatch, below, write_photo
+from photo_folders import RunBatch, below, write_photo
 
 from oldrestore.batch.report import write_report
 from oldrestore.jobs import UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch_folders import RunBatch, below, pixels, write_photo
+from photo_folders import RunBatch, below, pixels, write_photo
 from PIL import Image
 
 from oldrestore.batch import work

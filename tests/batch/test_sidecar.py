@@ -9,7 +9,7 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 import pytest
 import torch
-from batch_folders import RunBatch, below, pixels, write_photo
+from photo_folders import RunBatch, below, pixels, write_photo
 from PIL import Image
 
 import oldrestore

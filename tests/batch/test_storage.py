@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch_folders import RunBatch, pixels, write_photo
+from photo_folders import RunBatch, pixels, write_photo
 
 from oldrestore.batch import runner
 from oldrestore.batch.job import Job

@@ -1,4 +1,4 @@
-"""Helpers of the tests of batches: small photos, what is in a picture, what is in a folder."""
+"""Helpers of tests with folders: small photos, what is in a picture, what is in a folder."""
 
 from collections.abc import Callable
 from pathlib import Path
