@@ -86,10 +86,10 @@ class Cluster:
         # machines of a cluster need not share a disk
         self._weights = ray.put(job.weights_path.read_bytes())
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+    def run(self, tasks: Iterable[Task], count: int) -> Iterator[Outcome]:
         """All tasks are taken at once; outcomes come in blocks."""
         waiting = {task.name: task for task in tasks}
-        for size in (_block_size(len(waiting)), 1):
+        for size in (_block_size(count), 1):
             if not waiting:
                 return
             for outcome in self._pass(list(waiting.values()), size):

@@ -5,7 +5,6 @@ cores busy with one copy of the weights; and when the process is killed, all of 
 and nothing goes on writing.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -39,8 +38,8 @@ class Engine(Protocol):
             ValueError, OSError: the job cannot be done with its weights, or on this device.
         """
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Yields outcomes as they come."""
+    def run(self, tasks: Iterable[Task], count: int) -> Iterator[Outcome]:
+        """Yields outcomes as they come; ``count``: of the tasks, at most."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,22 @@ class Threads:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._worker: Worker | None = None
-        self._slots = 0
+        self._started: tuple[Restorer, Job, Terms] | None = None
 
     def start(self, job: Job, terms: Terms) -> None:
         restorer = self._runtime.load(job)
         try_wishes(restorer, job)
-        self._slots = self._runtime.slots_on(restorer.device)
-        threads = max(1, self._runtime.all_threads() // self._slots)
-        slot: AbstractContextManager[object] = threading.BoundedSemaphore(self._slots)
-        self._worker = Worker(restorer, job, terms, slot=slot, threads=threads)
+        self._started = restorer, job, terms
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        assert self._worker is not None
-        in_flight = self._slots + min(self._slots, MOST_EXTRA)
-        return run_in_threads(self._worker, tasks, in_flight)
+    def run(self, tasks: Iterable[Task], count: int) -> Iterator[Outcome]:
+        assert self._started is not None
+        restorer, job, terms = self._started
+        # few photos get more threads each
+        slots = max(1, min(self._runtime.slots_on(restorer.device), count))
+        threads = max(1, self._runtime.all_threads() // slots)
+        slot: AbstractContextManager[object] = threading.BoundedSemaphore(slots)
+        worker = Worker(restorer, job, terms, slot=slot, threads=threads)
+        return run_in_threads(worker, tasks, slots + min(slots, MOST_EXTRA))
 
 
 def run_in_threads(worker: Worker, tasks: Iterable[Task], count: int) -> Iterator[Outcome]:
@@ -147,10 +147,3 @@ def try_wishes(restorer: Restorer, job: Job) -> None:
     if job.maps is not None and job.mask == AUTO and restorer.detector is None:
         raise ValueError("mask: these weights have no scratch detector; give masks, or --no-mask")
     restorer.restore(grey, mask=mask, **job.wishes())
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

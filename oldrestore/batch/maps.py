@@ -3,14 +3,16 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from oldrestore.image import Photo
+
+Pixels: TypeAlias = "np.ndarray[Any, Any]"
 
 KINDS = ("change", "mask", "probability")
 PREVIEW_PX = 384  # longer side of each picture in the strip
@@ -82,21 +84,34 @@ def write_preview(before: Photo, after: Photo, maps: Maps, path: Path) -> None:
     height, width = before.size
     scale = min(1.0, PREVIEW_PX / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    step = slice(None, None, max(1, int(1 / scale) // OVERSAMPLED))
-    pictures = [
-        F.adaptive_avg_pool2d((_part(photo, step, step) + 1) / 2, size) for photo in (before, after)
-    ]
+    pictures = [_small(photo, size) for photo in (before, after)]
     found = maps.present()
     for kind in KINDS:
-        picture = torch.zeros(1, 1, *size)
+        picture = np.zeros(size, np.uint8)
         if kind in found:
             gain = PREVIEW_GAIN if kind == "change" else 1
-            values = found[kind][None, None, step, step].float() * (gain / FULL)
-            picture = F.adaptive_max_pool2d(values, size)
-        pictures.append(picture)
-    strip = torch.cat([picture.expand(1, 3, *size) for picture in pictures], dim=3)
-    array = _levels(strip.clamp(0, 1), channels=3).permute(1, 2, 0).numpy()
-    Image.fromarray(np.ascontiguousarray(array)).save(path, "JPEG", quality=PREVIEW_QUALITY)
+            values = _largest(_largest(found[kind].numpy(), size[0], 0), size[1], 1)
+            picture = np.minimum(values.astype(np.uint16) * gain, FULL).astype(np.uint8)
+        pictures.append(np.broadcast_to(picture[:, :, None], (*size, 3)))
+    strip = Image.fromarray(np.concatenate(pictures, axis=1))
+    strip.save(path, "JPEG", quality=PREVIEW_QUALITY)
+
+
+def _small(photo: Photo, size: tuple[int, int]) -> Pixels:
+    """A small copy of a photo, (height, width, 3)."""
+    step = slice(None, None, max(1, min(photo.size) // min(size) // OVERSAMPLED))
+    if photo.pixels.dtype == torch.uint8 and photo.pixels.shape[1] == 3:  # most photos
+        levels = photo.pixels[0, :, step, step]
+    else:
+        levels = ((_part(photo, step, step)[0] + 1) * (FULL / 2)).round_().to(torch.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.BOX))
+
+
+def _largest(values: Pixels, count: int, axis: int) -> Pixels:
+    """The largest of each of ``count`` equal parts: a single marked pixel stays seen."""
+    starts = np.arange(count) * values.shape[axis] // count
+    return np.asarray(np.maximum.reduceat(values, starts, axis=axis))
 
 
 def _part(photo: Photo, rows: slice, columns: slice) -> Tensor:
@@ -104,7 +119,6 @@ def _part(photo: Photo, rows: slice, columns: slice) -> Tensor:
     return dataclasses.replace(photo, pixels=photo.pixels[..., rows, columns]).image
 
 
-def _levels(values: Tensor, channels: int = 1) -> Tensor:
-    """(1, C, H, W) in [0, 1] as uint8, without the axes of length 1."""
-    levels = (values * FULL).round_().to(torch.uint8).cpu()[0]
-    return levels if channels > 1 else levels[0]
+def _levels(values: Tensor) -> Tensor:
+    """(1, 1, H, W) in [0, 1] as (H, W) uint8."""
+    return (values * FULL).round_().to(torch.uint8).cpu()[0, 0]

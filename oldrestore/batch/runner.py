@@ -119,7 +119,7 @@ class _Run:
         summary, to_do = self.summary, self._plan.to_do()
         self._note_left_out()
         try:
-            for outcome in engine.run(self._begin(to_do, engine.takes_all)):
+            for outcome in engine.run(self._begin(to_do, engine.takes_all), len(to_do)):
                 self._note(outcome)
                 self._on_outcome(outcome)
                 self._keep_safe()
