@@ -80,7 +80,7 @@ class Photo:
         return 1 if self.pixels.shape[1] <= 2 else 3
 
 
-def decode(photo: PhotoLike) -> Photo:
+def decode(photo: "PhotoLike | Photo") -> Photo:
     """Read a photo of any kind.
 
     Args:
@@ -96,7 +96,11 @@ def decode(photo: PhotoLike) -> Photo:
             more than its bytes can hold, has more than 1 GiB of pixels (a file that is no TIFF),
             or values outside its range.
         TypeError: it is nothing of the above.
+
+    A ``Photo`` is given back as it is, so that reading can be done apart.
     """
+    if isinstance(photo, Photo):
+        return photo
     if isinstance(photo, (str, os.PathLike, bytes)):
         return _decode_file(photo)
     if isinstance(photo, Image.Image):

@@ -1,8 +1,10 @@
 """Which photos a command reads, and where what it makes of them goes."""
 
 import glob
+import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,14 @@ class Source:
 
     path: Path
     name: Path
+
+
+@dataclass(frozen=True)
+class UnreadableFolder:
+    """A folder that a walk could not look into, and why."""
+
+    path: str
+    reason: str
 
 
 def find_photos(inputs: Sequence[str], output: Path) -> list[Source]:
@@ -46,6 +56,43 @@ def find_photos(inputs: Sequence[str], output: Path) -> list[Source]:
             raise UsageError(f"{text}: no photos found")
         found += sources
     return found
+
+
+def walk_photos(folder: Path, excluded: Sequence[Path] = ()) -> Iterator[Path | UnreadableFolder]:
+    """All files below a folder that have the suffix of a photo, in order of their names.
+
+    Links to folders are followed, and each folder is looked into once, however many links lead to
+    it. Hidden files and folders (".name": thumbnails, forks, waste) are passed over.
+
+    Args:
+        folder: where to start.
+        excluded: folders that are not looked into, unless one of them is ``folder`` itself.
+    """
+    seen = {_identity(path) for path in excluded} - {_identity(folder), None}
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        if path != folder and not path.is_dir():
+            yield path
+            continue
+        identity = _identity(path)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        try:
+            names = sorted((below.name for below in path.iterdir()), reverse=True)
+        except OSError as error:
+            yield UnreadableFolder(str(path), error.strerror or str(error))
+            continue
+        for name in names:
+            below = path / name
+            if not name.startswith(".") and (is_photo(name) or below.is_dir()):
+                waiting.append(below)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file's name has the suffix of a photo."""
+    return os.path.splitext(name)[1].lower() in READ_SUFFIXES  # noqa: PTH122 (no path, a name)
 
 
 def targets(
@@ -101,15 +148,21 @@ def mask_of(source: Source, mask: Path) -> Path:
     raise FileNotFoundError(f"{source.path}: no mask {source.name.with_suffix('')}.* in {mask}")
 
 
-def _photos_in(folder: Path, output: Path) -> list[Path]:
-    results = output.resolve()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in READ_SUFFIXES
-        and path.is_file()
-        and (results == folder.resolve() or results not in path.resolve().parents)
-    )
+def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
+    for found in walk_photos(folder, [output]):
+        if isinstance(found, UnreadableFolder):
+            warnings.warn(f"{found.path}: cannot be read: {found.reason}", stacklevel=2)
+        else:
+            yield found
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same for all links to one folder; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _writable(path: Path) -> str:

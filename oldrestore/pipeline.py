@@ -190,7 +190,7 @@ class Restorer:
     @freed_memory_kept()
     def restore(
         self,
-        photo: PhotoLike | Sequence[PhotoLike],
+        photo: PhotoLike | Photo | Sequence[PhotoLike],
         *,
         mask: MaskLike | Sequence[MaskLike] = "auto",
         threshold: float | None = None,
@@ -202,7 +202,7 @@ class Restorer:
         """Restore a photo, a batch of them in one tensor, or a list of photos of any kinds.
 
         Args:
-            photo: see ``image.decode``.
+            photo: see ``image.decode``; or what that gave.
             mask: "auto": the detector's, if these networks use one; None: nothing is taken for
                 damaged, grain and blur are still mended; or the user's own, see
                 ``image.decode_mask``. A list for a list.
@@ -247,7 +247,7 @@ class Restorer:
         pairs = zip(photo, masks, strict=True)
         return [self._restore(one, its_mask, wishes) for one, its_mask in pairs]
 
-    def _restore(self, photo: PhotoLike, mask: Any, wishes: Wishes) -> Restoration:
+    def _restore(self, photo: PhotoLike | Photo, mask: Any, wishes: Wishes) -> Restoration:
         """The way of one photo, or of one batch of one size."""
         start = time.perf_counter()
         decoded = decode(photo)
@@ -304,7 +304,11 @@ class Restorer:
 
     def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
         """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated."""
-        mask = (self.damage_probability(image) > threshold).float()
+        return self.mark_damage(self.damage_probability(image), threshold)
+
+    def mark_damage(self, probability: Tensor, threshold: float) -> Tensor:
+        """What ``damage_probability`` found -> mask (B, 1, H, W) of 0 and 1, dilated."""
+        mask = (probability > threshold).float()
         radius = self.config.defaults.dilation_px
         return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
 

@@ -7,28 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from photo_folders import below, pixels, write_photo
 from PIL import Image
 
 import oldrestore
 from oldrestore.cli import run_command
 from oldrestore.cli.photos import side_by_side
 from oldrestore.pipeline import Restorer
-
-
-def write_photo(path: Path, seed: int = 0, size: tuple[int, int] = (24, 16)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(values).save(path)
-    return path
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
-
-
-def below(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 @pytest.fixture

@@ -44,6 +44,9 @@ ALLOWED = {
     "files": {"photo_file", "pipeline"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
+    "batch": {
+        *("", "checkpoint", "config", "image", "jobs", "photo_file", "pipeline", "restraint"),
+    },
     "evaluate": {
         "layers",
         "config",
@@ -57,6 +60,7 @@ ALLOWED = {
     "train": {"pipeline", *BELOW_TRAINING},
     "cli": {
         "",
+        "batch",
         "files",
         "jobs",
         "pipeline",
@@ -73,10 +77,15 @@ HEAVY = (
     "cv2",
     "cyclopts",
     "imagecodecs",
+    "fsspec",
+    "jinja2",
     "oldrestore._cuda",
+    "oldrestore.batch",
     "oldrestore.degradation",
     "oldrestore.train",
+    "ray",
     "rich",
+    "sqlite3",
     "tensorboard",
     "tifffile",
     "torchmetrics",

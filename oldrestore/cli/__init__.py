@@ -1,8 +1,9 @@
-"""The command line: ``oldrestore restore | detect | degrade | train | evaluate | convert | info``.
+"""The command line: ``oldrestore restore | batch | report | detect | degrade | train | ...``.
 
 Exit codes: 0 all done; 1 some photo failed, and the others are done; 2 a request that makes no
-sense, and nothing is done. Messages go to stderr, results to stdout. A command is read when it is
-asked for, from the module named here.
+sense, and nothing is done; 3 a batch ended early, as its results can be written no more, and goes
+on when it is started again; 130 interrupted. Messages go to stderr, results to stdout. A command is
+read when it is asked for, from the module named here.
 """
 
 import sys
@@ -21,6 +22,14 @@ app = App(
     suppress_keyboard_interrupt=False,  # its exit code is ours
 )
 app.command("oldrestore.cli.photos:restore", name="restore", help="Restore photos.")
+app.command(
+    "oldrestore.cli.batch:batch",
+    name="batch",
+    help="Restore a whole collection; started again, it goes on where it was.",
+)
+app.command(
+    "oldrestore.cli.report:report", name="report", help="Make a page to look through a batch."
+)
 app.command(
     "oldrestore.cli.photos:detect",
     name="detect",

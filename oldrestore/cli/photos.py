@@ -3,57 +3,21 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from cyclopts import Parameter
 from PIL import Image
 
+from oldrestore.cli.options import Engine, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
 from oldrestore.files import restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
 from oldrestore.photo_file import Array, open_photo, save
-from oldrestore.pipeline import Restorer
-from oldrestore.restraint import OutsideMask
 
 COMPARE_ENDING = "-compare.jpg"
 UINT16_TO_UINT8 = 257
-
-Flag = Annotated[bool, Parameter(negative="")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Engine:
-    """What runs the networks.
-
-    Parameters
-    ----------
-    weights:
-        Weights file; the one shipped if none is given.
-    device:
-        "cpu", "cuda", "cuda:1"; "auto" takes the GPU if there is one.
-    backend:
-        Of the operations ("oldrestore info" lists them); the fastest if none is given.
-    threads:
-        Of the networks on a CPU; as PyTorch chooses if not given.
-    """
-
-    weights: Path | None = None
-    device: str = "auto"
-    backend: str | None = None
-    threads: int | None = None
-
-    def load(self) -> Restorer:
-        """Set the threads of this process and read the weights."""
-        if self.threads is not None:
-            if self.threads < 1:
-                raise UsageError(f"--threads: expected 1 or more, got {self.threads}")
-            torch.set_num_threads(self.threads)
-        return Restorer.load(self.weights, self.device, backend=self.backend)
 
 
 def restore(
@@ -61,16 +25,10 @@ def restore(
     /,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    mask: Path | None = None,
-    no_mask: Flag = False,
     save_mask: Path | None = None,
     compare: Flag = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    threshold: float | None = None,
-    denoise: float | None = None,
-    outside_mask: OutsideMask = "restore",
-    strength: float = 1.0,
-    tone: float | None = None,
+    as_json: Json = False,
+    wishes: Wishes = Wishes(),
     engine: Engine = Engine(),
 ) -> int:
     """Restore photos.
@@ -78,25 +36,16 @@ def restore(
     Args:
         photos: Files, folders (with all below them) and patterns such as "scans/*.tif".
         output: A file for one photo, else a folder; names stay as they are.
-        mask: Your own mask, white = damaged: a file, or a folder with masks named as the photos.
-        no_mask: Look for no scratches; mend only blur, noise and fading.
         save_mask: Write what was taken for damage: a file for one photo, else a folder.
         compare: Write a picture of before and after beside each result.
         as_json: Print one line of JSON for each photo.
-        threshold: Of the scratch detector, 0 (all is damage) to 1 (nothing is).
-        denoise: How much of the mending outside holes is taken: 0 (the photo's own grain and noise
-            stay) to 1 (all of it); 0.75 if not given.
-        outside_mask: "keep" changes nothing but the holes, and gives them the grain around them.
-        strength: 0 (the photo as it is) to 1 (all of the restoration).
-        tone: How much of a fading found is undone, 0 to 1; 0 keeps the colours.
+        wishes: How a photo is restored.
         engine: What runs the networks.
     """
-    if no_mask and (mask or save_mask):
+    wishes.check()
+    if wishes.no_mask and save_mask:
         raise UsageError("--no-mask: expected neither --mask nor --save-mask with it")
-    if no_mask and outside_mask == "keep":
-        raise UsageError(
-            "--outside-mask keep: expected no --no-mask, which leaves no holes to fill"
-        )
+    given = None if wishes.mask is None else Path(wishes.mask)
     sources = find_photos(photos, output)
     results = targets(sources, photos, output)
     comparisons = [path.with_name(path.stem + COMPARE_ENDING) for path in results]
@@ -106,18 +55,14 @@ def restore(
 
     def run(index: int) -> dict[str, Any]:
         source = sources[index]
-        asked = mask_of(source, mask) if mask else None if no_mask else "auto"
+        asked = mask_of(source, given) if given else None if wishes.no_mask else "auto"
         pages: list[dict[str, Any]] = []
         for page, restoration in restore_pages(
             restorer,
             source.path,
             results[index],
             mask=asked,
-            threshold=threshold,
-            denoise=denoise,
-            outside_mask=outside_mask,
-            strength=strength,
-            tone=tone,
+            **wishes.options(),
         ):
             number = len(pages) + 1
             damaged = restoration.mask
@@ -138,10 +83,7 @@ def restore(
                     "seconds": round(restoration.seconds, 3),
                 }
             )
-        return {
-            "output": str(results[index]),
-            **(pages[0] if len(pages) == 1 else {"pages": pages}),
-        }
+        return {"output": str(results[index]), **_record(pages)}
 
     return _for_each_photo(sources, run, as_json=as_json)
 
@@ -151,7 +93,7 @@ def detect(
     /,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Json = False,
     threshold: float | None = None,
     engine: Engine = Engine(),
 ) -> int:
