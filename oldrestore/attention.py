@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.layers import BRANCH_INIT_SCALE, Conv3x3, ResidualBlock, paper_blocks
+from oldrestore.layers import BRANCH_INIT_SCALE, Conv1x1, Conv3x3, ResidualBlock, paper_blocks
 from oldrestore.ops import is_static, partial_nonlocal, patch_attention
 
 # the published attention divides by no less than this share of the sum over all cells
@@ -47,10 +47,10 @@ class PartialNonlocal(nn.Module):
         super().__init__()
         self.block = block
         self.halo = halo
-        self.theta = nn.Conv2d(channels, attention_channels, 1)
-        self.phi = nn.Conv2d(channels, attention_channels, 1)
-        self.mu = nn.Conv2d(channels, channels, 1)
-        self.nu = nn.Conv2d(channels, channels, 1)
+        self.theta = Conv1x1(channels, attention_channels)
+        self.phi = Conv1x1(channels, attention_channels)
+        self.mu = Conv1x1(channels, channels)
+        self.nu = Conv1x1(channels, channels)
         self.backend: str | None = None
         with torch.no_grad():
             self.nu.weight.mul_(BRANCH_INIT_SCALE)
@@ -60,23 +60,26 @@ class PartialNonlocal(nn.Module):
         """How far, in cells, a key can be from its query."""
         return self.block - 1 + self.halo
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor, above: int = 0, below: int = 0) -> Tensor:
         """Fuse the received features where the mask says so.
 
         Args:
             features: (B, C, H, W).
             mask: (B, 1, H, W) in [0, 1]; 1 = damaged.
+            above, below: how many of the rows, up to ``halo``, are there as keys alone, where this
+                is a part of a map. Nothing of the map lies beyond fewer.
 
         Returns:
-            (B, C, H, W); cells with mask 0 are untouched.
+            (B, C, H - above - below, W); cells with mask 0 are untouched.
         """
-        height, width = features.shape[-2:]
+        height, width = features.shape[2] - above - below, features.shape[3]
         pad_h, pad_w = -height % self.block, -width % self.block
-        queries = F.pad(self.theta(features), (0, pad_w, 0, pad_h))
-        border = (self.halo, self.halo + pad_w, self.halo, self.halo + pad_h)
+        border = (self.halo, self.halo + pad_w, self.halo - above, self.halo - below + pad_h)
         keys = F.pad(self.phi(features), border)
         values = F.pad(self.mu(features), border)
         barred = F.pad(mask, border, value=1.0)  # what lies outside the photo is no key
+        features, mask = (x.narrow(2, above, height) for x in (features, mask))
+        queries = F.pad(self.theta(features), (0, pad_w, 0, pad_h))
         damaged = F.pad(mask, (0, pad_w, 0, pad_h))
 
         window = self.block + 2 * self.halo
