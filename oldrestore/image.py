@@ -131,7 +131,7 @@ def encode(photo: Photo, image: Tensor, changed: Tensor | None = None) -> Any:
         image: (B, 3, H, W) floating point; clamped to [-1, 1].
         changed: (B, 1, H, W); where it is 0, the photo's own values are given, to the bit.
     """
-    return _like(photo.original, new_pixels(photo.pixels, image, photo.is_grey, changed))
+    return encode_pixels(photo, new_pixels(photo.pixels, image, photo.is_grey, changed))
 
 
 def new_pixels(
@@ -158,6 +158,11 @@ def new_pixels(
     if channels in (2, 4):
         new = torch.cat([new, pixels[:, -1:].to(new.device)], dim=1)
     return new
+
+
+def encode_pixels(photo: Photo, pixels: Tensor) -> Any:
+    """Give new pixels (B, C, H, W), all of the photo's, back as the kind of photo that came in."""
+    return _like(photo.original, pixels)
 
 
 def unchanged(photo: Photo) -> Any:

@@ -15,9 +15,17 @@ from torch.nn import functional as F
 from oldrestore.attention import PartialNonlocal
 from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock
 from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
-from oldrestore.mask import ScratchDetector
+from oldrestore.mask import ScratchDetector, steady_sigmoid
+from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
-from oldrestore.tiling.rows import Rows, cell_by_cell, neighbourhood, next_from
+from oldrestore.tiling.rows import (
+    Rows,
+    cell_by_cell,
+    cropped,
+    extended,
+    neighbourhood,
+    next_from,
+)
 from oldrestore.vae import Decoder, Encoder
 
 _ROW_PADDING = {"zero": "constant", "zeros": "constant", "reflect": "reflect"}
@@ -104,6 +112,20 @@ def _(detector: ScratchDetector, source: Rows) -> Rows:
     return through(detector.tail, features)
 
 
+def detected(detector: ScratchDetector, image: Rows, dtype: torch.dtype) -> Rows:
+    """The probability of damage at each pixel of an image (1, 3, H, W) in [-1, 1]."""
+    ready = extended(cell_by_cell([image], lambda x: x.to(dtype)), detector.config.align_px)
+    logits = through(detector, ready)
+    return cropped(cell_by_cell([logits], steady_sigmoid), image.height, image.width)
+
+
+def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:
+    """Encode, map, decode: image with its holes filled, mask -> restored image, not clamped."""
+    latent = through(networks.vae_old_encoder, filled)
+    assert isinstance(networks.mapping, MappingNetwork)
+    return through(networks.vae_clean_decoder, mapped(networks.mapping, latent, mask))
+
+
 def mapped(mapping: MappingNetwork, latent: Rows, mask: Rows) -> Rows:
     """The mapping network: latent and mask, the latter in pixels -> latent."""
     cells = cell_by_cell(
@@ -129,6 +151,8 @@ def _fused(block: PartialNonlocal, features: Rows, mask: Rows) -> Rows:
         keep_from = next_from(bottom, halo, features.height)
         window = (top - above, bottom + below, keep_from)
         windows = [cursor.window(*window) for cursor in cursors]
+        if windows[0].is_meta:  # which blocks are damaged is not known
+            return windows[0].narrow(2, above, bottom - top)
         out = block(*windows, above, below)
         features.ledger.work(windows[0].nbytes + 2 * out.nbytes)
         return out
@@ -159,10 +183,10 @@ def convolved(
 ) -> Rows:
     """A 3x3 convolution with ReLU or a residual, as ``ops.conv_rows`` defines it."""
     # chosen for the whole map, or a small band could be convolved in another way than the rest
-    meta = conv.weight.new_empty(()).expand(1, conv.in_channels, source.height, source.width)
-    operands = (meta, conv.weight, conv.bias)
+    whole = conv.weight.new_empty(()).expand(1, conv.in_channels, source.height, source.width)
+    operands = (whole, conv.weight, conv.bias)
     named = backend if backend in (None, "cpp", "reference") else "reference"
-    way = fastest("conv_rows", meta.device, *operands, backend=named, norm=None)
+    way = fastest("conv_rows", whole.device, *operands, backend=named, norm=None)
     run = functools.partial(
         conv_rows,
         weight=conv.weight,

@@ -1,0 +1,136 @@
+"""How many rows of a photo are worked on at a time, so that the memory allowed is enough.
+
+What a number of rows needs is found by a rehearsal: both passes run on the meta device, where
+tensors have sizes and no data, and their ledger says the most that there was at a time. What the
+ledger cannot see was measured (benchmarks/bench_tiles.py compares the sum with the process's peak).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+from oldrestore.config import RestorerConfig
+from oldrestore.grain import BLOCK_PX, CELL_PX
+from oldrestore.networks import Networks
+from oldrestore.tiling.memory import FREE_SHARE, read_memory, text_of
+from oldrestore.tiling.restoring import FILL_IN_MEMORY_BYTES, Bands
+from oldrestore.tiling.rows import Ledger
+from oldrestore.tiling.sources import Source
+
+# Rows, most first: whole cells of the grain, of the coarsest fill and of the attention. More were
+# no faster on 6000 columns, and fewer take 1.1 and 1.2 times as long.
+BANDS = (256, 128, CELL_PX)
+REHEARSED_ROWS = 2048  # beside some bands: more than the layers and the fill look ahead
+REHEARSED_BANDS = 3
+# of a photo that is worked on whole, for each pixel; more than so many pixels never are on a CPU
+WHOLE_BYTES = 700
+WHOLE_PX = 2**21
+# Kept by the core between layers, and by the allocator in pieces that fit nothing: measured.
+KEPT_BYTES = 96 * 2**20
+SPARE_SHARE = 0.25
+# of the second pass's last step and of the grain: for a pixel of CELL_PX rows; for one of the photo
+FINISH_BYTES = 250
+PHOTO_BYTES = 1 / 8 + 64 / BLOCK_PX**2
+GRAIN_BYTES = 40 * 2**20
+
+
+def allowed_memory(max_memory: str | int | None, device: torch.device) -> int:
+    """The bytes that restoring may take on ``device``; see ``read_memory``."""
+    if max_memory is None and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(FREE_SHARE * free)
+    return read_memory(max_memory)
+
+
+def is_best_whole(networks: Networks, size: tuple[int, int], budget: int) -> bool:
+    """Whether a photo is worked on whole: small ones, and on a GPU all that fit."""
+    pixels = size[0] * size[1]
+    if not WHOLE_BYTES * pixels <= budget:
+        return False
+    return networks.device.type != "cpu" or pixels <= WHOLE_PX
+
+
+def choose_band(bands: Bands, budget: int, held: int) -> Bands:
+    """The most rows at a time, of those worth having, that the budget allows.
+
+    Args:
+        bands: of the photo; its ``band`` does not matter.
+        budget: bytes that restoring may hold.
+        held: bytes of it that are taken: by the photo, the result.
+
+    Raises:
+        ValueError: even the fewest rows need more; says how much.
+    """
+    for band in BANDS:
+        asked = dataclasses.replace(bands, band=band, ledger=Ledger())
+        needed = held + needed_bytes(asked)
+        if needed <= budget or bands.source.height <= band:
+            break
+    if needed > budget:
+        size = f"{bands.source.height} x {bands.source.width} px"
+        raise ValueError(
+            f"max_memory: a photo of {size} needs {text_of(needed)} at least, "
+            f"got {text_of(budget)}"
+        )
+    return asked
+
+
+def needed_bytes(bands: Bands) -> int:
+    """What both passes take, apart from photo and result."""
+    source = bands.source
+    maps = rehearse(bands)
+    finish = CELL_PX * source.width * FINISH_BYTES
+    kept = source.height * source.width * PHOTO_BYTES + FILL_IN_MEMORY_BYTES + GRAIN_BYTES
+    return int((1 + SPARE_SHARE) * (maps + finish) + kept + KEPT_BYTES)
+
+
+@torch.inference_mode()
+def rehearse(bands: Bands) -> int:
+    """The most bytes that the maps take at a time."""
+    source = bands.source
+    rows = min(source.height, REHEARSED_ROWS + REHEARSED_BANDS * bands.band)
+    pixels = source.read(0, 1)  # for its type
+
+    def stand_in(channels: int, dtype: torch.dtype) -> Source:
+        def read(top: int, bottom: int) -> Tensor:
+            shape = (1, channels, bottom - top, source.width)
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        return Source(rows, source.width, channels, read)
+
+    photo = stand_in(source.channels, pixels.dtype)
+    mask = stand_in(1, torch.uint8) if isinstance(bands.mask, Source) else bands.mask
+    peaks = []
+    for is_survey in (True, False):
+        ledger = Ledger()
+        sketch = dataclasses.replace(
+            bands,
+            networks=_sketch(bands.networks.config),
+            source=photo,
+            mask=mask,
+            ledger=ledger,
+        )
+        pixel_rows, mask_rows = sketch.rows(photo), sketch.rows(stand_in(1, torch.uint8))
+        if is_survey:
+            found, filled = sketch.surveyed(pixel_rows)
+            ends = [filled, found, pixel_rows]
+        else:
+            filled = sketch.filled_again(None, pixel_rows, mask_rows)
+            ends = [sketch.rendered(filled, mask_rows), pixel_rows, mask_rows]
+        cursors = [end.cursor() for end in ends if end is not None]
+        for top in range(0, rows, bands.band):
+            for cursor in cursors:
+                cursor.window(top, min(rows, top + bands.band))
+        peaks.append(ledger.peak)
+    return max(peaks)
+
+
+@functools.lru_cache(maxsize=2)
+def _sketch(config: RestorerConfig) -> Networks:
+    """The networks without their numbers."""
+    with torch.device("meta"):
+        return Networks(config, device="meta")
