@@ -178,7 +178,9 @@ class _Measured:
     brightness: Array
 
 
-def draw_grain(grain: Grain, filled: Tensor, mask: Tensor, top: int = 0) -> Tensor:
+def draw_grain(
+    grain: Grain, filled: Tensor, mask: Tensor, start: tuple[int, int] = (0, 0)
+) -> Tensor:
     """Noise like the grain, where the mask is.
 
     Args:
@@ -186,7 +188,7 @@ def draw_grain(grain: Grain, filled: Tensor, mask: Tensor, top: int = 0) -> Tens
         filled: (1, 3, H, W) in [-1, 1], its holes filled; its brightness, as 8 bits hold it, says
             how strong the grain is.
         mask: (1, 1, H, W) of 0 and 1.
-        top: row of the photo at which these start, where they are a part of it.
+        start: row and column of the photo at which these start, where they are a part of it.
 
     Returns:
         (1, 3, H, W) float32 on the mask's device, to be added to an image in [-1, 1]; 0 where the
@@ -202,9 +204,9 @@ def draw_grain(grain: Grain, filled: Tensor, mask: Tensor, top: int = 0) -> Tens
             cell = np.s_[y : y + CELL_PX, x : x + CELL_PX]
             if not holes[cell].any():
                 continue
-            level = _level_at(grain.level, top + y, x, holes[cell].shape)
+            level = _level_at(grain.level, start[0] + y, start[1] + x, holes[cell].shape)
             level = level * np.interp(brightness[cell], BRIGHTNESS, grain.curve).astype(np.float32)
-            field = grain_field(grain, top + y, x, holes[cell].shape)
+            field = grain_field(grain, start[0] + y, start[1] + x, holes[cell].shape)
             drawn[:, cell[0], cell[1]] = field * (level * holes[cell])
     return torch.from_numpy(drawn)[None].to(mask.device)
 

@@ -75,6 +75,7 @@ class Networks:
         choose_backend(self.networks().values(), backend, self.device)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: needs a CUDA device, not {self.device}")
+        self.rehearsed: dict[Any, int] = {}  # see tiling.plan: it belongs to these networks
         self._run = Graphs(self._through) if cuda_graphs else self._through
 
     @classmethod

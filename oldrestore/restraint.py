@@ -63,7 +63,7 @@ def hold_back(
     denoise: float,
     *,
     grain: Grain | None = None,
-    top: int = 0,
+    start: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Take only part of a restoration where nothing was missing, and let the holes match.
 
@@ -76,7 +76,8 @@ def hold_back(
         image, restored: (1, 3, H, W) in [-1, 1]: before and after the networks.
         mask: (1, 1, H, W) of 0 and 1; 1 = damaged.
         denoise: 0 to 1.
-        grain: of the whole photo, where these are the rows from ``top`` on; None: measured here.
+        grain: of the whole photo, of which these are a part from row and column ``start`` on;
+            None: measured here.
 
     Returns:
         (1, 3, H, W) in [-1, 1].
@@ -87,7 +88,7 @@ def hold_back(
     if not (mask > 0).any():
         return outside
     grain = measure_grain(image, mask) if grain is None else grain
-    drawn = draw_grain(grain, restored, mask, top)
+    drawn = draw_grain(grain, restored, mask, start)
     inside = (restored + (1 - denoise) * drawn).clamp(-1, 1)
     return torch.where(mask > 0, inside, outside)
 

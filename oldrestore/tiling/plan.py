@@ -1,38 +1,38 @@
 """How many rows of a photo are worked on at a time, so that the memory allowed is enough.
 
-What a number of rows needs is found by a rehearsal: both passes run on the meta device, where
-tensors have sizes and no data, and their ledger says the most that there was at a time. What the
-ledger cannot see was measured (benchmarks/bench_tiles.py compares the sum with the process's peak).
+What a number of rows needs is measured by a rehearsal: both passes run over some columns, and their
+ledger says the most that there was at a time, which grows with the columns. What the ledger cannot
+see was measured too (benchmarks/bench_tiles.py compares the sum with the process's peak).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 
 import torch
 from torch import Tensor
 
-from oldrestore.config import RestorerConfig
 from oldrestore.grain import BLOCK_PX, CELL_PX
 from oldrestore.networks import Networks
 from oldrestore.tiling.memory import FREE_SHARE, read_memory, text_of
-from oldrestore.tiling.restoring import FILL_IN_MEMORY_BYTES, Bands
+from oldrestore.tiling.restoring import FILL_IN_MEMORY_BYTES, FINISH_PX, Bands
 from oldrestore.tiling.rows import Ledger
 from oldrestore.tiling.sources import Source
 
 # Rows, most first: whole cells of the grain, of the coarsest fill and of the attention. More were
 # no faster on 6000 columns, and fewer take 1.1 and 1.2 times as long.
 BANDS = (256, 128, CELL_PX)
-REHEARSED_ROWS = 2048  # beside some bands: more than the layers and the fill look ahead
-REHEARSED_BANDS = 3
+REHEARSED_COLUMNS = 64
+REHEARSED_ROWS = 1024  # beside some bands: more than the layers and the fill look ahead
+REHEARSED_BANDS = 2
 # of a photo that is worked on whole, for each pixel; more than so many pixels never are on a CPU
 WHOLE_BYTES = 700
 WHOLE_PX = 2**21
 # Kept by the core between layers, and by the allocator in pieces that fit nothing: measured.
 KEPT_BYTES = 96 * 2**20
 SPARE_SHARE = 0.25
-# of the second pass's last step and of the grain: for a pixel of CELL_PX rows; for one of the photo
+# of the second pass's last steps, for each of their pixels; of mask and grain, of the photo's
 FINISH_BYTES = 250
 PHOTO_BYTES = 1 / 8 + 64 / BLOCK_PX**2
 GRAIN_BYTES = 40 * 2**20
@@ -83,54 +83,47 @@ def needed_bytes(bands: Bands) -> int:
     """What both passes take, apart from photo and result."""
     source = bands.source
     maps = rehearse(bands)
-    finish = CELL_PX * source.width * FINISH_BYTES
     kept = source.height * source.width * PHOTO_BYTES + FILL_IN_MEMORY_BYTES + GRAIN_BYTES
-    return int((1 + SPARE_SHARE) * (maps + finish) + kept + KEPT_BYTES)
+    finish = math.prod(FINISH_PX) * FINISH_BYTES
+    return int((1 + SPARE_SHARE) * maps + finish + kept + KEPT_BYTES)
 
 
-@torch.inference_mode()
 def rehearse(bands: Bands) -> int:
     """The most bytes that the maps take at a time."""
     source = bands.source
     rows = min(source.height, REHEARSED_ROWS + REHEARSED_BANDS * bands.band)
-    pixels = source.read(0, 1)  # for its type
+    kind = "own" if isinstance(bands.mask, Source) else bands.mask
+    key = (bands.band, rows, source.channels, source.read(0, 1).dtype, kind)
+    known = bands.networks.rehearsed
+    if key not in known:
+        known[key] = _rehearse(bands, rows, source.read(0, 1).dtype)
+    return known[key] * -(-source.width // REHEARSED_COLUMNS)
 
-    def stand_in(channels: int, dtype: torch.dtype) -> Source:
+
+@torch.inference_mode()
+def _rehearse(bands: Bands, rows: int, dtype: torch.dtype) -> int:
+    """The bytes of `REHEARSED_COLUMNS` columns."""
+
+    def blank(channels: int, dtype: torch.dtype) -> Source:
         def read(top: int, bottom: int) -> Tensor:
-            shape = (1, channels, bottom - top, source.width)
-            return torch.empty(shape, dtype=dtype, device="meta")
+            return torch.zeros(1, channels, bottom - top, REHEARSED_COLUMNS, dtype=dtype)
 
-        return Source(rows, source.width, channels, read)
+        return Source(rows, REHEARSED_COLUMNS, channels, read)
 
-    photo = stand_in(source.channels, pixels.dtype)
-    mask = stand_in(1, torch.uint8) if isinstance(bands.mask, Source) else bands.mask
+    photo, mask = blank(bands.source.channels, dtype), blank(1, torch.uint8)
+    own = mask if isinstance(bands.mask, Source) else bands.mask
     peaks = []
     for is_survey in (True, False):
-        ledger = Ledger()
-        sketch = dataclasses.replace(
-            bands,
-            networks=_sketch(bands.networks.config),
-            source=photo,
-            mask=mask,
-            ledger=ledger,
-        )
-        pixel_rows, mask_rows = sketch.rows(photo), sketch.rows(stand_in(1, torch.uint8))
+        trial = dataclasses.replace(bands, source=photo, mask=own, ledger=Ledger())
+        pixel_rows = trial.rows(photo)
         if is_survey:
-            found, filled = sketch.surveyed(pixel_rows)
-            ends = [filled, found, pixel_rows]
+            mask_rows, end = trial.surveyed(pixel_rows)
         else:
-            filled = sketch.filled_again(None, pixel_rows, mask_rows)
-            ends = [sketch.rendered(filled, mask_rows), pixel_rows, mask_rows]
-        cursors = [end.cursor() for end in ends if end is not None]
+            mask_rows = trial.rows(mask)
+            end = trial.rendered(trial.filled_again(None, pixel_rows, mask_rows), mask_rows)
+        cursors = [x.cursor() for x in (end, mask_rows, pixel_rows) if x is not None]
         for top in range(0, rows, bands.band):
             for cursor in cursors:
                 cursor.window(top, min(rows, top + bands.band))
-        peaks.append(ledger.peak)
+        peaks.append(trial.ledger.peak)
     return max(peaks)
-
-
-@functools.lru_cache(maxsize=2)
-def _sketch(config: RestorerConfig) -> Networks:
-    """The networks without their numbers."""
-    with torch.device("meta"):
-        return Networks(config, device="meta")

@@ -34,6 +34,8 @@ from oldrestore.tiling.transfer import Transfers
 from oldrestore.tone import AppliedTone, ThumbnailSum, ToneCurve, apply_tone, estimate_tone
 
 FILL_IN_MEMORY_BYTES = 2**25  # of the fill inside holes; the rest goes to a scratch file
+# rows and columns that go through the last steps at a time: these hold many copies of them
+FINISH_PX = (CELL_PX, 64 * CELL_PX)
 _FILL_BYTES = 12  # of a filled pixel: three float32
 
 Take = Callable[[int, Tensor], None]  # first row, rows
@@ -208,12 +210,7 @@ class Bands:
         for top in range(0, height, self.band):
             bottom = min(height, top + self.band)
             parts = [cursor.window(top, bottom) for cursor in cursors]
-            # in parts: these steps hold many copies of what they work on
-            finished = [
-                self._finish(survey, *some, top + i * CELL_PX)
-                for i, some in enumerate(zip(*(x.split(CELL_PX, 2) for x in parts), strict=True))
-            ]
-            transfers.down(torch.cat(finished, 2), functools.partial(write, top))
+            transfers.down(self._finish(survey, parts, top), functools.partial(write, top))
         transfers.finish()
 
     def _copy(self, write: Take) -> None:
@@ -233,12 +230,30 @@ class Bands:
         image = cell_by_cell([restored], lambda x: x.float().clamp(-1, 1))
         return cropped(image, height, width)
 
-    def _finish(
-        self, survey: Survey, restored: Tensor, own: Tensor, damage: Tensor, top: int
+    def _finish(self, survey: Survey, parts: list[Tensor], top: int) -> Tensor:
+        """Rows as they were restored, as they came, and their mask -> as they go."""
+        result = torch.empty_like(parts[1])
+        for y in range(0, result.shape[2], FINISH_PX[0]):
+            for x in range(0, result.shape[3], FINISH_PX[1]):
+                window = np.s_[:, :, y : y + FINISH_PX[0], x : x + FINISH_PX[1]]
+                some = [part[window] for part in parts]
+                result[window] = self._finish_window(survey, *some, start=(top + y, x))
+        return result
+
+    def _finish_window(
+        self,
+        survey: Survey,
+        restored: Tensor,
+        own: Tensor,
+        damage: Tensor,
+        *,
+        start: tuple[int, int],
     ) -> Tensor:
-        """Restraint, tone and strength: rows of pixels as they came -> as they go."""
+        """Restraint, tone and strength."""
         image, damage, wishes = image_of(own), damage.float(), self.wishes
-        result = hold_back(image, restored, damage, wishes.denoise, grain=survey.grain, top=top)
+        result = hold_back(
+            image, restored, damage, wishes.denoise, grain=survey.grain, start=start
+        )
         is_kept = wishes.denoise == 0
         if survey.tone is not None and survey.curve is not None and survey.tone.strength:
             result = apply_tone(result, survey.curve, survey.tone.strength)

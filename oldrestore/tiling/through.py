@@ -151,8 +151,6 @@ def _fused(block: PartialNonlocal, features: Rows, mask: Rows) -> Rows:
         keep_from = next_from(bottom, halo, features.height)
         window = (top - above, bottom + below, keep_from)
         windows = [cursor.window(*window) for cursor in cursors]
-        if windows[0].is_meta:  # which blocks are damaged is not known
-            return windows[0].narrow(2, above, bottom - top)
         out = block(*windows, above, below)
         features.ledger.work(windows[0].nbytes + 2 * out.nbytes)
         return out
