@@ -269,7 +269,7 @@ def _product(layer: nn.Conv2d, x: Tensor) -> Tensor:
     out = torch.matmul(layer.weight.flatten(1), x.flatten(2))  # (B, C_out, H * W)
     if layer.bias is not None:
         out += layer.bias[:, None]
-    return out.unflatten(2, x.shape[2:])
+    return out.view(len(x), -1, *x.shape[2:])
 
 
 class Upsample(nn.Sequential):

@@ -76,7 +76,7 @@ class Networks:
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: needs a CUDA device, not {self.device}")
         self.rehearsed: dict[Any, int] = {}  # see tiling.plan: it belongs to these networks
-        self._run = Graphs(self._through) if cuda_graphs else self._through
+        self._run = Graphs(self._through_networks) if cuda_graphs else self._through_networks
 
     @classmethod
     def load(
@@ -157,7 +157,7 @@ class Networks:
         reach += self.mapping.cell_px - 1  # a cell speaks for its farthest pixel
         return -(-reach // self.align_px) * self.align_px
 
-    def _through(self, filled: Tensor, mask: Tensor) -> Tensor:
+    def _through_networks(self, filled: Tensor, mask: Tensor) -> Tensor:
         """Encode, map, decode: a whole photo with its sides padded."""
         restored: Tensor = self.vae_clean_decoder(self.mapping(self.vae_old_encoder(filled), mask))
         return restored

@@ -13,8 +13,6 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -36,9 +34,10 @@ from oldrestore.image import (
 )
 from oldrestore.networks import Networks
 from oldrestore.ops import freed_memory_kept
+from oldrestore.restoration import Restoration
 from oldrestore.restraint import OutsideMask, Wishes, hold_back, read_wishes
 from oldrestore.tiling.plan import allowed_memory, choose_band, is_best_whole
-from oldrestore.tiling.restoring import Bands, Survey
+from oldrestore.tiling.restoring import Bands
 from oldrestore.tiling.sources import (
     Source,
     mask_source,
@@ -55,25 +54,6 @@ FILLS_NO_HOLES = 'these weights (variant "quality") fill no holes, use weights o
 NO_DETECTOR = "mask: these weights have no scratch detector; give a mask, or none"
 
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """What came of a photo.
-
-    image: the restored photo, of the kind that came in (a file gives a PIL image).
-    mask: what was taken for structured damage, as ``image.encode_mask`` gives it; None if no mask
-        was asked for.
-    tone: one curve for each photo of the batch; empty if tone was off.
-    seconds: wall time, reading included.
-    damaged: share of the pixels that was taken for damaged; None if no mask was asked for.
-    """
-
-    image: Any
-    mask: Any
-    tone: tuple[AppliedTone, ...]
-    seconds: float
-    damaged: float | None = None
 
 
 class Restorer(Networks):
@@ -174,14 +154,14 @@ class Restorer(Networks):
             asked = self._asked(mask)
         elif self._asked("own") is not None:
             asked = mask_source(mask, photo)
-        folder = None if scratch is None else Path(scratch)
+        folder = None if scratch is None else os.fspath(scratch)
         bands = Bands(self, photo_source(photo), asked, wishes, 0, folder)
         bands = choose_band(bands, allowed_memory(max_memory, self.device), 0)
         found = bands.restore(
             functools.partial(write_rows, result),
             None if mask_result is None else functools.partial(write_mask_rows, mask_result),
         )
-        return self._restoration(start, [found], None, None, bands.source)
+        return found.restoration(time.perf_counter() - start)
 
     def _wishes(
         self,
@@ -277,22 +257,14 @@ class Restorer(Networks):
             bands = Bands(self, tensor_source(pixels[index]), asked, wishes, 0)
             bands = choose_band(bands, budget, held)
             put = functools.partial(put_rows, restored[index])
-            found.append(bands.restore(put, functools.partial(put_rows, damage[index])))
-        image = encode_pixels(photo, restored) if wishes.strength > 0 else unchanged(photo)
-        its_mask = None if mask is None else encode_mask(photo, damage)
-        return self._restoration(start, found, image, its_mask, bands.source)
-
-    def _restoration(
-        self, start: float, found: list[Survey], image: Any, mask: Any, source: Source
-    ) -> Restoration:
-        area = source.height * source.width * len(found)
-        is_masked = found[0].mask is not None
+            survey = bands.restore(put, functools.partial(put_rows, damage[index]))
+            found.append(survey.restoration(0.0))
         return Restoration(
-            image=image,
-            mask=mask,
-            tone=tuple(one.tone for one in found if one.tone is not None),
+            image=encode_pixels(photo, restored) if wishes.strength > 0 else unchanged(photo),
+            mask=None if mask is None else encode_mask(photo, damage),
+            tone=tuple(curve for one in found for curve in one.tone),
             seconds=time.perf_counter() - start,
-            damaged=sum(one.damaged for one in found) / area if is_masked else None,
+            damaged=None if mask is None else float(damage.double().mean()),
         )
 
     def detect(
@@ -391,7 +363,7 @@ class Restorer(Networks):
         layout, cell_px = memory_format(self.device), self.mapping.cell_px
         operands = [_pad(x, cell_px).to(self.dtype, memory_format=layout) for x in (filled, mask)]
         self.mapping.use_nonlocal = use_nonlocal
-        run = self._run if use_nonlocal else self._through
+        run = self._run if use_nonlocal else self._through_networks
         return run(*operands)[..., :height, :width].float().clamp(-1, 1)
 
     @torch.inference_mode()

@@ -38,9 +38,18 @@ ALLOWED = {
     "mapping": {"ops", "layers", "attention"},
     "config": {"checkpoint", *NETWORKS},
     "restraint": {"config", "grain"},
+    "networks": {"ops", "device", "layers", "checkpoint", "config", *NETWORKS},
+    "restoration": {"tone"},
+    "tiling": {
+        *("ops", "layers", "attention", "config", "networks", "restoration", "restraint"),
+        *("fill", "grain", "image", "photo_file"),
+        *NETWORKS,
+    },
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
-    "pipeline": {"ops", "device", "layers", "config", "restraint", *NETWORKS, *LEAVES}
-    - {"perceptual"},
+    "pipeline": {
+        *("ops", "device", "config", "networks", "restoration", "restraint", "tiling", "tone"),
+        *("fill", "image"),
+    },
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "evaluate": {
@@ -54,9 +63,20 @@ ALLOWED = {
         *LEAVES,
     },
     "train": {"pipeline", *BELOW_TRAINING},
-    "cli": {"", "jobs", "pipeline", "restraint", "evaluate", "train", "published", *BELOW_TRAINING},
+    "cli": {
+        "",
+        "jobs",
+        "pipeline",
+        "restraint",
+        "evaluate",
+        "train",
+        "published",
+        "tiling",
+        "networks",
+        *BELOW_TRAINING,
+    },
     "__main__": {"cli"},
-    "": {"pipeline", "image", "restraint"},
+    "": {"pipeline", "image", "restoration", "restraint"},
 }
 HEAVY = (
     "cv2",

@@ -18,6 +18,7 @@ from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask
 from oldrestore.photo_file import save
 from oldrestore.pipeline import Restorer
 from oldrestore.restraint import OutsideMask
+from oldrestore.tiling.memory import read_memory
 
 COMPARE_ENDING = "-compare.jpg"
 UINT16_TO_UINT8 = 257
@@ -71,6 +72,7 @@ def restore(
     outside_mask: OutsideMask = "restore",
     strength: float = 1.0,
     tone: float | None = None,
+    max_memory: str | None = None,
     engine: Engine = Engine(),
 ) -> int:
     """Restore photos.
@@ -89,6 +91,8 @@ def restore(
         outside_mask: "keep" changes nothing but the holes, and gives them the grain around them.
         strength: 0 (the photo as it is) to 1 (all of the restoration).
         tone: How much of a fading found is undone, 0 to 1; 0 keeps the colours.
+        max_memory: What a photo may take, such as "2GiB"; three quarters of what is free if not
+            given. Large photos are worked on in bands, with the same result.
         engine: What runs the networks.
     """
     if no_mask and (mask or save_mask):
@@ -97,6 +101,7 @@ def restore(
         raise UsageError(
             "--outside-mask keep: expected no --no-mask, which leaves no holes to fill"
         )
+    read_memory(max_memory)
     sources = find_photos(photos, output)
     results = targets(sources, photos, output)
     comparisons = [path.with_name(path.stem + COMPARE_ENDING) for path in results]
@@ -115,6 +120,7 @@ def restore(
             outside_mask=outside_mask,
             strength=strength,
             tone=tone,
+            max_memory=max_memory,
         )
         damaged = None if restoration.mask is None else np.asarray(restoration.mask)
         written = {"output": (results[index], restoration.image)}
@@ -143,6 +149,7 @@ def detect(
     output: Annotated[Path, Parameter(alias="-o")],
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     threshold: float | None = None,
+    max_memory: str | None = None,
     engine: Engine = Engine(),
 ) -> int:
     """Find scratches, spots and tears: write masks, white = damaged.
@@ -152,15 +159,19 @@ def detect(
         output: A file for one photo, else a folder; masks are PNG files named as the photos.
         as_json: Print one line of JSON for each photo.
         threshold: 0 (all is damage) to 1 (nothing is).
+        max_memory: What a photo may take, such as "2GiB"; three quarters of what is free if not
+            given.
         engine: What runs the networks.
     """
+    read_memory(max_memory)
     sources = find_photos(photos, output)
     results = targets(sources, photos, output, ".png")
     check_targets(sources, results)
     restorer = engine.load()
 
     def run(index: int) -> dict[str, Any]:
-        mask = restorer.detect(sources[index].path, threshold=threshold)
+        path = sources[index].path
+        mask = restorer.detect(path, threshold=threshold, max_memory=max_memory)
         damaged = float(np.asarray(mask).mean()) / 255
         return {**_write({"output": (results[index], mask)}), "damaged": round(damaged, 6)}
 

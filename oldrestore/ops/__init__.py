@@ -12,7 +12,7 @@ from oldrestore.ops import instance_norm_act as _instance_norm_act
 from oldrestore.ops import partial_nonlocal as _partial_nonlocal
 from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
-from oldrestore.ops._dispatch import is_static, set_backend, static_control_flow
+from oldrestore.ops._dispatch import Backend, is_static, set_backend, static_control_flow
 from oldrestore.ops._native import freed_memory_kept
 from oldrestore.ops.conv_norm_act import conv_norm_act
 from oldrestore.ops.conv_rows import BAND_ROWS, conv_rows
@@ -73,7 +73,8 @@ def fastest(
     Raises:
         ValueError: ``backend``, if given, cannot run them.
     """
-    return _OPERATIONS[name].choose(backend, device, *operands, **options).name
+    chosen: Backend = _OPERATIONS[name].choose(backend, device, *operands, **options)
+    return chosen.name
 
 
 def describe(device: torch.device | str = "cpu") -> list[dict[str, str | None]]:

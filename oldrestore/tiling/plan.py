@@ -15,14 +15,14 @@ from torch import Tensor
 
 from oldrestore.grain import BLOCK_PX, CELL_PX
 from oldrestore.networks import Networks
-from oldrestore.tiling.memory import FREE_SHARE, read_memory, text_of
+from oldrestore.tiling.memory import FREE_SHARE, Guard, read_memory, text_of
 from oldrestore.tiling.restoring import FILL_IN_MEMORY_BYTES, FINISH_PX, Bands
 from oldrestore.tiling.rows import Ledger
 from oldrestore.tiling.sources import Source
 
-# Rows, most first: whole cells of the grain, of the coarsest fill and of the attention. More were
-# no faster on 6000 columns, and fewer take 1.1 and 1.2 times as long.
-BANDS = (256, 128, CELL_PX)
+# Rows, most first: whole cells of the grain, of the coarsest fill and of the attention. More are
+# slower on 3000 columns: their maps leave the caches.
+BANDS = (2 * CELL_PX, CELL_PX)
 REHEARSED_COLUMNS = 64
 REHEARSED_ROWS = 1024  # beside some bands: more than the layers and the fill look ahead
 REHEARSED_BANDS = 2
@@ -66,17 +66,17 @@ def choose_band(bands: Bands, budget: int, held: int) -> Bands:
         ValueError: even the fewest rows need more; says how much.
     """
     for band in BANDS:
-        asked = dataclasses.replace(bands, band=band, ledger=Ledger())
-        needed = held + needed_bytes(asked)
-        if needed <= budget or bands.source.height <= band:
+        needed = held + needed_bytes(dataclasses.replace(bands, band=band, ledger=Ledger()))
+        if needed <= budget:
             break
     if needed > budget:
         size = f"{bands.source.height} x {bands.source.width} px"
         raise ValueError(
-            f"max_memory: a photo of {size} needs {text_of(needed)} at least, "
-            f"got {text_of(budget)}"
+            f"max_memory: a photo of {size} needs {text_of(needed)} at least, got {text_of(budget)}"
         )
-    return asked
+    is_host = bands.networks.device.type == "cpu"
+    ledger = Ledger(Guard(needed).look) if is_host else Ledger()
+    return dataclasses.replace(bands, band=band, ledger=ledger)
 
 
 def needed_bytes(bands: Bands) -> int:

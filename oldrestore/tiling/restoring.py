@@ -13,7 +13,6 @@ import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from oldrestore.fill import paint_white
 from oldrestore.grain import CELL_PX, Grain, GrainSurvey
 from oldrestore.image import are_grey, image_of, new_pixels
 from oldrestore.networks import Networks
+from oldrestore.restoration import Restoration
 from oldrestore.restraint import Wishes, hold_back
 from oldrestore.tiling.filling import filled_rows
 from oldrestore.tiling.rows import Ledger, Rows, cell_by_cell, cropped, extended, neighbourhood
@@ -62,7 +62,7 @@ class MaskBits:
 class Survey:
     """What the first pass leaves for the second.
 
-    mask: of damage, None if nothing is taken for it. damaged: pixels of it.
+    mask: of damage, None if nothing is taken for it. damaged: pixels of it, of all ``pixels``.
     fill: of the damaged pixels in their order, three float32 each.
     """
 
@@ -73,6 +73,17 @@ class Survey:
     grain: Grain | None = None
     curve: ToneCurve | None = None
     tone: AppliedTone | None = None
+    pixels: int = 0
+
+    def restoration(self, seconds: float) -> Restoration:
+        """What to say of the photo, without its pixels."""
+        return Restoration(
+            image=None,
+            mask=None,
+            tone=() if self.tone is None else (self.tone,),
+            seconds=seconds,
+            damaged=None if self.mask is None else self.damaged / self.pixels,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Bands:
     mask: Source | str | None
     wishes: Wishes
     band: int
-    scratch: Path | None = None
+    scratch: str | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
     @torch.inference_mode()
@@ -113,7 +124,7 @@ class Bands:
     def survey(self, write_mask: Take | None = None) -> Survey:
         """Find and fill damage, and measure what only the whole photo tells."""
         height, width = self.source.height, self.source.width
-        found = Survey()
+        found = Survey(pixels=height * width)
         pixels = self.rows(self.source)
         mask, filled = self.surveyed(pixels)
         thumbnail = ThumbnailSum(height) if self._wants_tone else None
@@ -122,7 +133,9 @@ class Bands:
         cursors = [rows.cursor() for rows in (filled, mask, pixels) if rows is not None]
         if mask is not None:
             found.mask = MaskBits(height, width)
-            found.fill = tempfile.SpooledTemporaryFile(FILL_IN_MEMORY_BYTES, dir=self.scratch)
+            found.fill = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (closed by ``restore``)
+                FILL_IN_MEMORY_BYTES, dir=self.scratch
+            )
         for top in range(0, height, self.band):
             bottom = min(height, top + self.band)
             image = cursors[0].window(top, bottom)
@@ -224,9 +237,7 @@ class Bands:
         cell_px = self.networks.mapping.cell_px
         ready = extended(cell_by_cell([filled], lambda x: x.to(dtype)), cell_px)
         damage = extended(mask, cell_px)
-        restored = translated(
-            self.networks, ready, cell_by_cell([damage], lambda x: x.to(dtype))
-        )
+        restored = translated(self.networks, ready, cell_by_cell([damage], lambda x: x.to(dtype)))
         image = cell_by_cell([restored], lambda x: x.float().clamp(-1, 1))
         return cropped(image, height, width)
 
@@ -251,9 +262,7 @@ class Bands:
     ) -> Tensor:
         """Restraint, tone and strength."""
         image, damage, wishes = image_of(own), damage.float(), self.wishes
-        result = hold_back(
-            image, restored, damage, wishes.denoise, grain=survey.grain, start=start
-        )
+        result = hold_back(image, restored, damage, wishes.denoise, grain=survey.grain, start=start)
         is_kept = wishes.denoise == 0
         if survey.tone is not None and survey.curve is not None and survey.tone.strength:
             result = apply_tone(result, survey.curve, survey.tone.strength)

@@ -21,11 +21,16 @@ Make = Callable[[int, int], Tensor]  # of rows [top, bottom) of a map
 
 
 class Ledger:
-    """Counts the bytes that maps hold, and the most there have been with a layer at work."""
+    """Counts the bytes that maps hold, and the most there have been with a layer at work.
 
-    def __init__(self) -> None:
+    Args:
+        look: called after each layer's work.
+    """
+
+    def __init__(self, look: Callable[[], None] | None = None) -> None:
         self.held = 0
         self.peak = 0
+        self._look = look
 
     def add(self, size: int) -> None:
         """Count what is kept; negative: no longer."""
@@ -35,6 +40,8 @@ class Ledger:
     def work(self, size: int) -> None:
         """Count what one layer needs beside what is kept."""
         self.peak = max(self.peak, self.held + size)
+        if self._look is not None:
+            self._look()
 
 
 class Rows:
@@ -161,7 +168,7 @@ def cell_by_cell(
 
 def neighbourhood(
     source: Rows,
-    layer: Callable[[Tensor], Tensor],
+    layer: Callable[..., Tensor],
     halo: int,
     *,
     padding: str = "constant",

@@ -7,6 +7,7 @@ the network gives for the whole photo.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from oldrestore.attention import PartialNonlocal
 from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock
 from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
-from oldrestore.mask import ScratchDetector, steady_sigmoid
+from oldrestore.mask import PaperDetector, ScratchDetector, steady_sigmoid
 from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
 from oldrestore.tiling.rows import (
@@ -83,7 +84,8 @@ def _(encoder: Encoder, source: Rows) -> Rows:
     )
 
     def mean(found: Tensor, unshuffled: Tensor) -> Tensor:
-        return encoder.to_mean(found) + encoder.skip(unshuffled)
+        latent: Tensor = encoder.to_mean(found) + encoder.skip(unshuffled)
+        return latent
 
     return cell_by_cell([features, pixels], mean)
 
@@ -112,7 +114,7 @@ def _(detector: ScratchDetector, source: Rows) -> Rows:
     return through(detector.tail, features)
 
 
-def detected(detector: ScratchDetector, image: Rows, dtype: torch.dtype) -> Rows:
+def detected(detector: ScratchDetector | PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
     """The probability of damage at each pixel of an image (1, 3, H, W) in [-1, 1]."""
     ready = extended(cell_by_cell([image], lambda x: x.to(dtype)), detector.config.align_px)
     logits = through(detector, ready)
@@ -128,9 +130,7 @@ def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:
 
 def mapped(mapping: MappingNetwork, latent: Rows, mask: Rows) -> Rows:
     """The mapping network: latent and mask, the latter in pixels -> latent."""
-    cells = cell_by_cell(
-        [mask], lambda x: F.pixel_unshuffle(x, STRIDE_PX), scale=1 / STRIDE_PX
-    )
+    cells = cell_by_cell([mask], lambda x: F.pixel_unshuffle(x, STRIDE_PX), scale=1 / STRIDE_PX)
     both = cell_by_cell([latent, cells], lambda *parts: torch.cat(parts, dim=1))
     local = through(mapping.before, through(mapping.head, both))
     core = through(mapping.core_before, through(mapping.down, local))
@@ -151,7 +151,7 @@ def _fused(block: PartialNonlocal, features: Rows, mask: Rows) -> Rows:
         keep_from = next_from(bottom, halo, features.height)
         window = (top - above, bottom + below, keep_from)
         windows = [cursor.window(*window) for cursor in cursors]
-        out = block(*windows, above, below)
+        out: Tensor = block(*windows, above, below)
         features.ledger.work(windows[0].nbytes + 2 * out.nbytes)
         return out
 
@@ -185,7 +185,7 @@ def convolved(
     operands = (whole, conv.weight, conv.bias)
     named = backend if backend in (None, "cpp", "reference") else "reference"
     way = fastest("conv_rows", whole.device, *operands, backend=named, norm=None)
-    run = functools.partial(
+    run: Callable[..., Tensor] = functools.partial(
         conv_rows,
         weight=conv.weight,
         bias=conv.bias,
@@ -202,4 +202,3 @@ def convolved(
     return neighbourhood(
         source, add, 1, padding=_ROW_PADDING[padding], step=BAND_ROWS, residual=residual
     )
-

@@ -1,4 +1,4 @@
-"""Photos that are read and written by windows, and never held: what files, arrays and maps offer."""
+"""Photos that are read and written by windows, and never held: what files and arrays offer."""
 
 from __future__ import annotations
 
@@ -52,12 +52,13 @@ class ArrayWindows:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self._array.shape[0], self._array.shape[1]
+        height, width = self._array.shape[:2]
+        return height, width
 
     @property
     def channels(self) -> int:
         """Of a pixel."""
-        return self._array.shape[2]
+        return int(self._array.shape[2])
 
     @property
     def dtype(self) -> np.dtype[Any]:
