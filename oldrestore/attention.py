@@ -145,15 +145,15 @@ class GlobalNonlocal(nn.Module):
         Returns:
             (B, C, H, W); intact cells are untouched.
         """
-        damaged = _damaged_cells(mask, features)
+        damaged = damaged_cells(mask, features)
         if not (is_static() or damaged.any()):  # exactly the identity then
             return features
 
         cells = features.flatten(2).transpose(1, 2)  # (B, H * W, C)
         received = partial_nonlocal(
-            _project(cells, self.theta),
-            _project(cells, self.phi),
-            _project(cells, self.mu),
+            project(cells, self.theta),
+            project(cells, self.phi),
+            project(cells, self.mu),
             damaged.flatten(1),
             least_mass=PAPER_LEAST_MASS,
             backend=self.backend,
@@ -185,7 +185,7 @@ class PatchAttention(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """features (B, C, H, W), mask (B, 1, H', W') in [0, 1] -> (B, C, H, W)."""
-        damaged = _touched_cells(mask, features)
+        damaged = touched_cells(mask, features)
         composed = patch_attention(
             self.block(features), damaged, self.patch_size, backend=self.backend
         )
@@ -193,21 +193,21 @@ class PatchAttention(nn.Module):
         return fused
 
 
-def _project(cells: Tensor, layer: nn.Conv2d) -> Tensor:
+def project(cells: Tensor, layer: nn.Conv2d) -> Tensor:
     """A 1x1 convolution of (B, N, C), which is how the attention wants it."""
     return F.linear(cells, layer.weight.flatten(1), layer.bias)
 
 
-def _touched_cells(mask: Tensor, features: Tensor) -> Tensor:
+def touched_cells(mask: Tensor, features: Tensor) -> Tensor:
     """(B, 1, H, W) of 0 and 1: cells in which bilinear resampling sees any damage."""
     seen = F.interpolate(mask, features.shape[2:], mode="bilinear", align_corners=False)
     return (seen > 0).to(features.dtype)
 
 
-def _damaged_cells(mask: Tensor, features: Tensor) -> Tensor:
+def damaged_cells(mask: Tensor, features: Tensor) -> Tensor:
     """The published rule: intact is what bilinear resampling calls so, times the nearest pixel."""
     nearest = F.interpolate(1 - mask, features.shape[2:], mode="nearest").to(features.dtype)
-    return 1 - (1 - _touched_cells(mask, features)) * nearest
+    return 1 - (1 - touched_cells(mask, features)) * nearest
 
 
 def _windows(x: Tensor, size: int, step: int) -> Tensor:

@@ -196,18 +196,17 @@ class ConvNormAct(nn.Module):
         if self.backend == "reference" or "cpp" not in available("conv_norm_act", x.device):
             plain: Tensor = self.conv(x)
             return plain
+        weight, bias = self.doubling_weights()
+        out = conv_norm_act(x, weight, bias, norm=None, padding="zero", backend=self.backend)
+        return F.pixel_shuffle(out, 2)
+
+    def doubling_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Of the plain convolution (4 C_out, C_in, 3, 3) before a pixel shuffle; and its bias."""
         taps = torch.tensor(_DOUBLING_TAPS)
         weight = F.pad(self.conv.weight.transpose(0, 1), (0, 1, 0, 1))  # (C_out, C_in, 5, 5)
         weight = weight[:, :, taps[:, None, :, None], taps[None, :, None, :]]
-        out = conv_norm_act(
-            x,
-            weight.permute(0, 2, 3, 1, 4, 5).flatten(0, 2),  # (4 C_out, C_in, 3, 3)
-            None if self.conv.bias is None else self.conv.bias.repeat_interleave(4),
-            norm=None,
-            padding="zero",
-            backend=self.backend,
-        )
-        return F.pixel_shuffle(out, 2)
+        bias = None if self.conv.bias is None else self.conv.bias.repeat_interleave(4)
+        return weight.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(), bias
 
 
 class NarrowConv(nn.Conv2d):
@@ -219,12 +218,15 @@ class NarrowConv(nn.Conv2d):
 
     backend: str | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.backend == "reference" or x.device.type != "cpu":
-            return super().forward(x)
+    def forward(self, x: Tensor, *, has_neighbours: bool = False) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W); ``x`` may bring the rows above and below along."""
         rows, columns = self.kernel_size
         above, left = (int(n) for n in self.padding)
+        above = 0 if has_neighbours else above
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        if self.backend == "reference" or x.device.type != "cpu":
+            padded = F.pad(x, (left, left, above, above), mode=mode)
+            return F.conv2d(padded, self.weight, self.bias)
         weight = self.weight.permute(2, 0, 1, 3).reshape(-1, self.in_channels, 1, columns)
         partial = F.conv2d(
             F.pad(x, (left, left, above, above), mode=mode), weight

@@ -157,12 +157,17 @@ class PaperDetector(nn.Module):
         As published: judged with the shorter side at 256 px, given back by nearest neighbours.
         """
         height, width = image.shape[2:]
-        scale = min(PAPER_SIDE_PX / min(height, width), PAPER_LONGEST_PX / max(height, width))
-        cell = self.config.cell_px
-        size = [max(cell, round(side * scale / cell) * cell) for side in (height, width)]
+        size = self.small_size(height, width)
         small = F.interpolate(image, size, mode="bilinear", align_corners=False)
         probability: Tensor = self(small).sigmoid()
         return F.interpolate(probability, (height, width), mode="nearest")
+
+    def small_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what is judged of a photo."""
+        scale = min(PAPER_SIDE_PX / min(height, width), PAPER_LONGEST_PX / max(height, width))
+        cell = self.config.cell_px
+        rows, columns = (max(cell, round(side * scale / cell) * cell) for side in (height, width))
+        return rows, columns
 
 
 def _convolution(channels_in: int, channels_out: int) -> ConvNormAct:

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from oldrestore.config import PaperConfig
 from oldrestore.grain import BLOCK_PX, CELL_PX
 from oldrestore.networks import Networks
 from oldrestore.tiling.memory import FREE_SHARE, Guard, read_memory, text_of
@@ -29,6 +30,11 @@ REHEARSED_BANDS = 2
 # of a photo that is worked on whole, for each pixel; more than so many pixels never are on a CPU
 WHOLE_BYTES = 700
 WHOLE_PX = 2**21
+# The published networks: a layer's transformed weights, its bands, the attention's logits; what
+# wide photos add; and each pixel of a photo that is worked on whole.
+PAPER_BYTES = 400 * 2**20
+PAPER_COLUMN_BYTES = 40_000
+PAPER_WHOLE_BYTES = 2000
 # Kept by the core between layers, and by the allocator in pieces that fit nothing: measured.
 KEPT_BYTES = 96 * 2**20
 SPARE_SHARE = 0.25
@@ -49,6 +55,8 @@ def allowed_memory(max_memory: str | int | None, device: torch.device) -> int:
 def is_best_whole(networks: Networks, size: tuple[int, int], budget: int) -> bool:
     """Whether a photo is worked on whole: small ones, and on a GPU all that fit."""
     pixels = size[0] * size[1]
+    if isinstance(networks.config, PaperConfig):
+        return PAPER_BYTES + PAPER_WHOLE_BYTES * pixels <= budget
     if not WHOLE_BYTES * pixels <= budget:
         return False
     return networks.device.type != "cpu" or pixels <= WHOLE_PX
@@ -76,13 +84,14 @@ def choose_band(bands: Bands, budget: int, held: int) -> Bands:
         )
     is_host = bands.networks.device.type == "cpu"
     ledger = Ledger(Guard(needed).look) if is_host else Ledger()
-    return dataclasses.replace(bands, band=band, ledger=ledger)
+    return dataclasses.replace(bands, band=band, ledger=ledger, spare=budget - needed)
 
 
 def needed_bytes(bands: Bands) -> int:
     """What both passes take, apart from photo and result."""
     source = bands.source
-    maps = rehearse(bands)
+    is_paper = isinstance(bands.networks.config, PaperConfig)
+    maps = PAPER_BYTES + PAPER_COLUMN_BYTES * source.width if is_paper else rehearse(bands)
     kept = source.height * source.width * PHOTO_BYTES + FILL_IN_MEMORY_BYTES + GRAIN_BYTES
     finish = math.prod(FINISH_PX) * FINISH_BYTES
     return int((1 + SPARE_SHARE) * maps + finish + kept + KEPT_BYTES)

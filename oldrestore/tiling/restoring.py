@@ -27,7 +27,9 @@ from oldrestore.networks import Networks
 from oldrestore.restoration import Restoration
 from oldrestore.restraint import Wishes, hold_back
 from oldrestore.tiling.filling import filled_rows
+from oldrestore.tiling.layers import LayerByLayer
 from oldrestore.tiling.rows import Ledger, Rows, cell_by_cell, cropped, extended, neighbourhood
+from oldrestore.tiling.scratch import Store
 from oldrestore.tiling.sources import Source
 from oldrestore.tiling.through import detected, translated
 from oldrestore.tiling.transfer import Transfers
@@ -94,6 +96,7 @@ class Bands:
     mask: "auto", None, or the user's own with values 0 and 1, uint8.
     band: rows that are worked on at a time, a multiple of 64.
     scratch: folder of scratch files; None: the system's.
+    spare: bytes that whole maps may take, where the networks need such.
     ledger: counts the maps.
     """
 
@@ -103,6 +106,7 @@ class Bands:
     wishes: Wishes
     band: int
     scratch: str | None = None
+    spare: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
     @torch.inference_mode()
@@ -167,7 +171,7 @@ class Bands:
     @torch.inference_mode()
     def detect(self, write_mask: Take) -> None:
         """Find damage, and no more."""
-        mask = self._damage(cell_by_cell([self.rows(self.source)], image_of)).cursor()
+        mask = self._damage(self._apart()).cursor()
         transfers = Transfers(self.networks.device)
         for top in range(0, self.source.height, self.band):
             found = mask.window(top, min(self.source.height, top + self.band))
@@ -180,13 +184,17 @@ class Bands:
         if self.mask is None:
             return None, image
         if self.mask == "auto":
-            mask = self._damage(image)
+            mask = self._damage(image if self._is_compact else self._apart())
         else:
             assert isinstance(self.mask, Source)
             mask = self.rows(self.mask)
         if self._is_compact:
             return mask, filled_rows(pixels, mask, image_of)
         return mask, cell_by_cell([mask, image], lambda damage, some: paint_white(some, damage))
+
+    def _apart(self) -> Rows:
+        """The image, read once more for who reads all of it at once."""
+        return cell_by_cell([self.rows(self.source)], image_of)
 
     def _damage(self, image: Rows) -> Rows:
         """What the detector finds, widened: uint8 of 0 and 1."""
@@ -216,10 +224,12 @@ class Bands:
     def render(self, survey: Survey, write: Take) -> None:
         """Restore the photo with what the first pass found."""
         height, transfers = self.source.height, Transfers(self.networks.device)
-        pixels = self.rows(self.source)
-        mask = self._mask_rows(survey)
+        pixels, mask = self.rows(self.source), self._mask_rows(survey)
         filled = self.filled_again(survey.fill, pixels, mask)
-        cursors = [rows.cursor() for rows in (self.rendered(filled, mask), pixels, mask)]
+        restored = self.rendered(filled, mask)
+        if not self._is_compact:  # which has read all of the photo by now
+            pixels, mask = self.rows(self.source), self._mask_rows(survey)
+        cursors = [rows.cursor() for rows in (restored, pixels, mask)]
         for top in range(0, height, self.band):
             bottom = min(height, top + self.band)
             parts = [cursor.window(top, bottom) for cursor in cursors]
@@ -237,7 +247,13 @@ class Bands:
         cell_px = self.networks.mapping.cell_px
         ready = extended(cell_by_cell([filled], lambda x: x.to(dtype)), cell_px)
         damage = extended(mask, cell_px)
-        restored = translated(self.networks, ready, cell_by_cell([damage], lambda x: x.to(dtype)))
+        damage = cell_by_cell([damage], lambda x: x.to(dtype))
+        if self._is_compact:
+            restored = translated(self.networks, ready, damage)
+        else:
+            store = Store(self.spare, self.scratch)
+            walk = LayerByLayer(store, self.networks.device, dtype)
+            restored = walk.translated(self.networks, ready, damage)
         image = cell_by_cell([restored], lambda x: x.float().clamp(-1, 1))
         return cropped(image, height, width)
 

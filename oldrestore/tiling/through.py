@@ -115,10 +115,41 @@ def _(detector: ScratchDetector, source: Rows) -> Rows:
 
 
 def detected(detector: ScratchDetector | PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
-    """The probability of damage at each pixel of an image (1, 3, H, W) in [-1, 1]."""
+    """The probability of damage at each pixel of an image (1, 3, H, W) in [-1, 1].
+
+    The published detector sees the whole photo, small, before the first row of it is given.
+    """
+    if isinstance(detector, PaperDetector):
+        return _judged_small(detector, image, dtype)
     ready = extended(cell_by_cell([image], lambda x: x.to(dtype)), detector.config.align_px)
     logits = through(detector, ready)
     return cropped(cell_by_cell([logits], steady_sigmoid), image.height, image.width)
+
+
+def _judged_small(detector: PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
+    height, width = image.height, image.width
+    size = detector.small_size(height, width)
+    # between the two nearest rows, as bilinear interpolation without corners aligned does
+    place = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
+    above = place.long().clamp(max=height - 1)
+    below = (above + 1).clamp(max=height - 1)
+    share = place - above
+    cursor, rows = image.cursor(), []
+    for first, last, part in zip(above.tolist(), below.tolist(), share.tolist(), strict=True):
+        window = cursor.window(first, last + 1, first)
+        rows.append(window[:, :, :1].lerp(window[:, :, -1:], part))
+    small = F.interpolate(
+        torch.cat(rows, dim=2), (size[0], size[1]), mode="bilinear", align_corners=False
+    )
+    cursor.window(height - 1, height)  # the rest is not needed
+    probability: Tensor = detector(small.to(dtype)).sigmoid()
+
+    def make(top: int, bottom: int) -> Tensor:
+        nearest = (torch.arange(top, bottom) * size[0] // height).to(probability.device)
+        wide = F.interpolate(probability, (size[0], width), mode="nearest")
+        return wide.index_select(2, nearest)
+
+    return Rows(height, width, make, band=image.band, ledger=image.ledger)
 
 
 def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:

@@ -218,13 +218,16 @@ def test_too_little_memory_is_said_with_what_is_needed(
         restorer.restore(photo, max_memory="20MiB")
 
 
+@pytest.mark.slow
 @needs_native
-def test_without_a_gpu_to_hold_it_a_large_photo_goes_in_bands(shipped: Restorer) -> None:
+def test_without_a_gpu_to_hold_it_a_large_photo_goes_in_bands(
+    shipped: Restorer, photo_of: Photos
+) -> None:
     photo = photo_of(1500, 1410)  # above 2 megapixels
-    whole = shipped._restore_whole  # noqa: SLF001 (it must not be called)
-    shipped._restore_whole = None  # type: ignore[assignment,method-assign]  # noqa: SLF001
+    whole = shipped._restore_whole
+    shipped._restore_whole = None  # type: ignore[assignment,method-assign]
     try:
         result = shipped.restore(photo, mask=None, max_memory="1GiB")
     finally:
-        shipped._restore_whole = whole  # type: ignore[method-assign]  # noqa: SLF001
+        shipped._restore_whole = whole  # type: ignore[method-assign]
     assert result.image.shape == photo.shape
