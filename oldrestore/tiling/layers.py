@@ -2,7 +2,7 @@
 
 Instance norm needs the statistics of a whole map before any of it can go on. So the plain result of
 every convolution is kept whole, in scratch files where memory does not do, while its statistics are
-summed row by row in float64; what follows reads it normalised. The attention reads keys the same way.
+summed row by row in float64; what follows reads it normalised. The attention reads its keys so too.
 """
 
 from __future__ import annotations

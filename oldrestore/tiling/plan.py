@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oldrestore.config import PaperConfig
 from oldrestore.grain import BLOCK_PX, CELL_PX
@@ -32,7 +32,7 @@ WHOLE_BYTES = 700
 WHOLE_PX = 2**21
 # The published networks: a layer's transformed weights, its bands, the attention's logits; what
 # wide photos add; and each pixel of a photo that is worked on whole.
-PAPER_BYTES = 400 * 2**20
+PAPER_BYTES = 300 * 2**20
 PAPER_COLUMN_BYTES = 40_000
 PAPER_WHOLE_BYTES = 2000
 # Kept by the core between layers, and by the allocator in pieces that fit nothing: measured.
@@ -56,10 +56,17 @@ def is_best_whole(networks: Networks, size: tuple[int, int], budget: int) -> boo
     """Whether a photo is worked on whole: small ones, and on a GPU all that fit."""
     pixels = size[0] * size[1]
     if isinstance(networks.config, PaperConfig):
-        return PAPER_BYTES + PAPER_WHOLE_BYTES * pixels <= budget
+        return packed_bytes(networks) + PAPER_BYTES + PAPER_WHOLE_BYTES * pixels <= budget
     if not WHOLE_BYTES * pixels <= budget:
         return False
     return networks.device.type != "cpu" or pixels <= WHOLE_PX
+
+
+def packed_bytes(networks: Networks) -> int:
+    """What the transformed weights of all 3x3 convolutions take: 36 numbers for 9."""
+    layers = (layer for network in networks.networks().values() for layer in network.modules())
+    weights = (layer.weight for layer in layers if isinstance(layer, nn.Conv2d))
+    return sum(4 * weight.nbytes for weight in weights if weight.shape[2:] == (3, 3))
 
 
 def choose_band(bands: Bands, budget: int, held: int) -> Bands:

@@ -118,6 +118,7 @@ def test_freed_memory_is_given_back_above_the_limit() -> None:
 
 def test_large_photos_are_worked_on_whole_on_gpus_alone() -> None:
     class Networks:
+        config = None
         device = torch.device("cpu")
 
     networks = Networks()
