@@ -13,6 +13,7 @@ from oldrestore.ops import is_static, partial_nonlocal, patch_attention
 
 # the published attention divides by no less than this share of the sum over all cells
 PAPER_LEAST_MASS = 1e-12
+BLOCKS_AT_ONCE = 64  # of the bounded attention: keys and values of 24 MB at the default sizes
 
 
 class PartialNonlocal(nn.Module):
@@ -87,18 +88,25 @@ class PartialNonlocal(nn.Module):
         rows, columns = worked_on.shape[1:]
         chosen = None if is_static() else torch.nonzero(worked_on, as_tuple=True)
 
-        def gather(x: Tensor, size: int) -> Tensor:
-            blocks = _windows(x, size, self.block)
-            return (blocks.flatten(0, 2) if chosen is None else blocks[chosen]).flatten(1, 2)
+        def attend(some: tuple[Tensor, ...] | None) -> Tensor:
+            def gather(x: Tensor, size: int) -> Tensor:
+                blocks = _windows(x, size, self.block)
+                return (blocks.flatten(0, 2) if some is None else blocks[some]).flatten(1, 2)
 
-        scale = self.theta.out_channels**-0.5
-        received = partial_nonlocal(
-            gather(queries, self.block) * scale,
-            gather(keys, window),
-            gather(values, window),
-            gather(barred, window).squeeze(-1),
-            backend=self.backend,
-        )  # (blocks, block * block, C)
+            scale = self.theta.out_channels**-0.5
+            return partial_nonlocal(
+                gather(queries, self.block) * scale,
+                gather(keys, window),
+                gather(values, window),
+                gather(barred, window).squeeze(-1),
+                backend=self.backend,
+            )  # (blocks, block * block, C)
+
+        if chosen is None or torch.is_grad_enabled():
+            received = attend(chosen)
+        else:  # the keys of all at once are many times the map
+            parts = zip(*(index.split(BLOCKS_AT_ONCE) for index in chosen), strict=True)
+            received = torch.cat([attend(some) for some in parts])
         shape = (len(features), rows, columns, self.block, self.block, received.shape[-1])
         if chosen is None:
             whole = received.reshape(shape)

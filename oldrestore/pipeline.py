@@ -240,7 +240,7 @@ class Restorer(Networks):
             mask=None if mask is None else encode_mask(photo, damage),
             tone=tuple(curves),
             seconds=time.perf_counter() - start,
-            damaged=None if mask is None else float(damage.double().mean()),
+            damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
         )
 
     def _restore_bands(
@@ -255,7 +255,7 @@ class Restorer(Networks):
         for index in range(photo.batch):
             asked = tensor_source(mask[index].to(torch.uint8)) if isinstance(mask, Tensor) else mask
             bands = Bands(self, tensor_source(pixels[index]), asked, wishes, 0)
-            bands = choose_band(bands, budget, held)
+            bands = choose_band(bands, budget, held, there=pixels.nbytes)
             put = functools.partial(put_rows, restored[index])
             survey = bands.restore(put, functools.partial(put_rows, damage[index]))
             found.append(survey.restoration(0.0))
@@ -264,7 +264,7 @@ class Restorer(Networks):
             mask=None if mask is None else encode_mask(photo, damage),
             tone=tuple(curve for one in found for curve in one.tone),
             seconds=time.perf_counter() - start,
-            damaged=None if mask is None else float(damage.double().mean()),
+            damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
         )
 
     def detect(

@@ -77,6 +77,8 @@ class Guard:
 
     def __init__(self, allowed: int) -> None:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        if self._trim is not None:
+            self._trim(0)
         self._limit = (resident_memory() or 0) + allowed
 
     def look(self) -> None:

@@ -69,13 +69,14 @@ def packed_bytes(networks: Networks) -> int:
     return sum(4 * weight.nbytes for weight in weights if weight.shape[2:] == (3, 3))
 
 
-def choose_band(bands: Bands, budget: int, held: int) -> Bands:
+def choose_band(bands: Bands, budget: int, held: int, there: int = 0) -> Bands:
     """The most rows at a time, of those worth having, that the budget allows.
 
     Args:
         bands: of the photo; its ``band`` does not matter.
         budget: bytes that restoring may hold.
         held: bytes of it that are taken: by the photo, the result.
+        there: of these, what the process holds already.
 
     Raises:
         ValueError: even the fewest rows need more; says how much.
@@ -90,7 +91,7 @@ def choose_band(bands: Bands, budget: int, held: int) -> Bands:
             f"max_memory: a photo of {size} needs {text_of(needed)} at least, got {text_of(budget)}"
         )
     is_host = bands.networks.device.type == "cpu"
-    ledger = Ledger(Guard(needed).look) if is_host else Ledger()
+    ledger = Ledger(Guard(int(needed - there)).look) if is_host else Ledger()
     return dataclasses.replace(bands, band=band, ledger=ledger, spare=budget - needed)
 
 

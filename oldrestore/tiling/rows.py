@@ -77,6 +77,7 @@ class Rows:
         while self._made < bottom:
             stop = -(-min(bottom, self._made + self.band) // self.step) * self.step
             stop = min(stop, self.height)
+            self.ledger.work(0)
             piece = self._make(self._made, stop)
             self._pieces.append((self._made, piece))
             self.ledger.add(piece.nbytes)
