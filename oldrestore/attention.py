@@ -105,7 +105,7 @@ class PartialNonlocal(nn.Module):
         if chosen is None or torch.is_grad_enabled():
             received = attend(chosen)
         else:  # the keys of all at once are many times the map
-            parts = zip(*(index.split(BLOCKS_AT_ONCE) for index in chosen), strict=True)
+            parts = zip(*(torch.split(index, BLOCKS_AT_ONCE) for index in chosen), strict=True)
             received = torch.cat([attend(some) for some in parts])
         shape = (len(features), rows, columns, self.block, self.block, received.shape[-1])
         if chosen is None:

@@ -90,19 +90,29 @@ def choose_band(bands: Bands, budget: int, held: int, there: int = 0) -> Bands:
         raise ValueError(
             f"max_memory: a photo of {size} needs {text_of(needed)} at least, got {text_of(budget)}"
         )
-    is_host = bands.networks.device.type == "cpu"
-    ledger = Ledger(Guard(int(needed - there)).look) if is_host else Ledger()
+    ledger = Ledger()
+    if bands.networks.device.type == "cpu":
+        # what is spare is for the peaks between two looks
+        spare = SPARE_SHARE * maps_bytes(dataclasses.replace(bands, band=band, ledger=Ledger()))
+        ledger = Ledger(Guard(int(needed - there - spare)).look)
     return dataclasses.replace(bands, band=band, ledger=ledger, spare=budget - needed)
 
 
 def needed_bytes(bands: Bands) -> int:
     """What both passes take, apart from photo and result."""
     source = bands.source
-    is_paper = isinstance(bands.networks.config, PaperConfig)
-    maps = PAPER_BYTES + PAPER_COLUMN_BYTES * source.width if is_paper else rehearse(bands)
     kept = source.height * source.width * PHOTO_BYTES + FILL_IN_MEMORY_BYTES + GRAIN_BYTES
+    if not isinstance(bands.networks.config, PaperConfig):
+        kept += packed_bytes(bands.networks)
     finish = math.prod(FINISH_PX) * FINISH_BYTES
-    return int((1 + SPARE_SHARE) * maps + finish + kept + KEPT_BYTES)
+    return int((1 + SPARE_SHARE) * maps_bytes(bands) + finish + kept + KEPT_BYTES)
+
+
+def maps_bytes(bands: Bands) -> int:
+    """What the maps take at a time."""
+    if isinstance(bands.networks.config, PaperConfig):
+        return PAPER_BYTES + PAPER_COLUMN_BYTES * bands.source.width
+    return rehearse(bands)
 
 
 def rehearse(bands: Bands) -> int:
