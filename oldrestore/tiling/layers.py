@@ -27,7 +27,6 @@ from oldrestore.layers import Conv3x3, ConvNormAct, NarrowConv, ResidualBlock
 from oldrestore.mapping import PaperMappingNetwork
 from oldrestore.networks import Networks
 from oldrestore.ops import forget_packed_weights
-from oldrestore.ops.partial_nonlocal import StreamedAttention
 from oldrestore.ops.patch_attention import (
     chunk_patches,
     closest_patches,
@@ -37,6 +36,7 @@ from oldrestore.ops.patch_attention import (
     to_grid,
 )
 from oldrestore.ops.residual_block import INSTANCE_NORM_EPS
+from oldrestore.ops.streamed_attention import StreamedAttention
 from oldrestore.tiling.rows import Ledger, Rows, cell_by_cell, neighbourhood
 from oldrestore.tiling.scratch import Store, StoredMap
 from oldrestore.tiling.through import convolved

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oldrestore.ops import partial_nonlocal
-from oldrestore.ops.partial_nonlocal import StreamedAttention
+from oldrestore.ops.streamed_attention import StreamedAttention
 
 MODULE = importlib.import_module("oldrestore.ops.partial_nonlocal")
 SDPA_PATHS = {"biased": 2**62, "gathered": 0}  # from how many logits on keys are gathered
