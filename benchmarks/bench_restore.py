@@ -24,7 +24,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from oldrestore.config import CompactConfig
 from oldrestore.evaluate.methods import make_methods
 from oldrestore.evaluate.samples import Pixels, Sample, draw_sample
-from oldrestore.pipeline import DEFAULT_WEIGHTS, Restorer
+from oldrestore.networks import DEFAULT_WEIGHTS
+from oldrestore.pipeline import Restorer
 
 METHODS = ("ours", "reference", "telea-nlm")
 SIDE_PX = 1000

@@ -212,6 +212,23 @@ void conv_norm_act(const py::array& x, const PackedWeights& weight, const Array&
   if (x.size() != 0) oldrestore::conv_norm_act(layer, source, target, saved, threads);
 }
 
+void conv_rows(const py::array& x, const PackedWeights& weight, const Array& bias,
+               const Array& residual, const py::array& out, bool reflect, float slope,
+               int threads) {
+  const Map source = source_of(x, false, threads), target = map_of(out, "out");
+  require(target.batch == source.batch && target.channels == weight.out() &&
+              target.height == source.height - 2 && target.width == source.width &&
+              target.width >= (reflect ? 2 : 1) && out.writeable(),
+          "out", "a writable array, of two rows less than x", out);
+  Map added{};
+  if (residual) added = map_like(*residual, "residual", out, target.channels, true);
+  const auto layer = layer_of(weight, "weight", source.channels, weight.out(), false,
+                              bias_of(bias, "bias", weight.out()), false, reflect, slope);
+  py::gil_scoped_release released;
+  if (out.size() == 0) return;
+  oldrestore::convolve(layer, source, {}, target, residual ? &added : nullptr, {}, threads);
+}
+
 void conv_norm_act_gradient(const py::array& x, const PackedWeights& weight, const py::array& out,
                             const Array& raw, const Array& norm, const py::array& grad_out,
                             const Array& grad_x, const Array& grad_weight, const Array& grad_bias,
@@ -323,6 +340,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("norm").noconvert() = none, py::kw_only(), py::arg("instance_norm"),
         py::arg("reflect"), py::arg("slope"), py::arg("threads"),
         "out = leaky_relu(norm(conv(x))); raw, norm: kept for the gradient");
+  m.def("conv_rows", &conv_rows, py::arg("x").noconvert(), py::arg("weight"),
+        py::arg("bias").noconvert(), py::arg("residual").noconvert(), py::arg("out").noconvert(),
+        py::kw_only(), py::arg("reflect"), py::arg("slope"), py::arg("threads"),
+        "out = leaky_relu(conv(x)) + residual, without the first and the last row of x");
   m.def("conv_norm_act_gradient", &conv_norm_act_gradient, py::arg("x").noconvert(),
         py::arg("weight"), py::arg("out").noconvert(), py::arg("raw").noconvert(),
         py::arg("norm").noconvert(), py::arg("grad_out").noconvert(), py::arg("grad_x").noconvert(),

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from oldrestore.image import PhotoLike
-from oldrestore.pipeline import MaskLike, Restoration, Restorer
+from oldrestore.pipeline import MaskLike, Restorer
+from oldrestore.restoration import Restoration
 from oldrestore.restraint import OutsideMask
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ def restore(
     outside_mask: OutsideMask = "restore",
     strength: float = 1.0,
     tone: float | None = None,
+    max_memory: str | int | None = None,
 ) -> Any:
     """Restore a photo: the same kind out as in, at the same size.
 
@@ -41,6 +43,8 @@ def restore(
         outside_mask: "keep" changes nothing but the holes, and gives them the grain around them.
         strength: 0 (unchanged) to 1.
         tone: how much of a fading found is undone, 0 to 1; None: as the weights file says.
+        max_memory: what restoring may take, such as "2GiB"; None: three quarters of what is free.
+            Large photos are worked on in bands, with the same result.
 
     Returns:
         The restored photo: a PIL image for a file, else what came in. A list for a list.
@@ -56,6 +60,7 @@ def restore(
         outside_mask=outside_mask,
         strength=strength,
         tone=tone,
+        max_memory=max_memory,
     )
     return [one.image for one in result] if isinstance(result, list) else result.image
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.layers import BRANCH_INIT_SCALE, Conv3x3, ResidualBlock, paper_blocks
+from oldrestore.layers import BRANCH_INIT_SCALE, Conv1x1, Conv3x3, ResidualBlock, paper_blocks
 from oldrestore.ops import is_static, partial_nonlocal, patch_attention
 
 # the published attention divides by no less than this share of the sum over all cells
 PAPER_LEAST_MASS = 1e-12
+BLOCKS_AT_ONCE = 64  # of the bounded attention: keys and values of 24 MB at the default sizes
 
 
 class PartialNonlocal(nn.Module):
@@ -47,10 +48,10 @@ class PartialNonlocal(nn.Module):
         super().__init__()
         self.block = block
         self.halo = halo
-        self.theta = nn.Conv2d(channels, attention_channels, 1)
-        self.phi = nn.Conv2d(channels, attention_channels, 1)
-        self.mu = nn.Conv2d(channels, channels, 1)
-        self.nu = nn.Conv2d(channels, channels, 1)
+        self.theta = Conv1x1(channels, attention_channels)
+        self.phi = Conv1x1(channels, attention_channels)
+        self.mu = Conv1x1(channels, channels)
+        self.nu = Conv1x1(channels, channels)
         self.backend: str | None = None
         with torch.no_grad():
             self.nu.weight.mul_(BRANCH_INIT_SCALE)
@@ -60,23 +61,26 @@ class PartialNonlocal(nn.Module):
         """How far, in cells, a key can be from its query."""
         return self.block - 1 + self.halo
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor, above: int = 0, below: int = 0) -> Tensor:
         """Fuse the received features where the mask says so.
 
         Args:
             features: (B, C, H, W).
             mask: (B, 1, H, W) in [0, 1]; 1 = damaged.
+            above, below: how many of the rows, up to ``halo``, are there as keys alone, where this
+                is a part of a map. Nothing of the map lies beyond fewer.
 
         Returns:
-            (B, C, H, W); cells with mask 0 are untouched.
+            (B, C, H - above - below, W); cells with mask 0 are untouched.
         """
-        height, width = features.shape[-2:]
+        height, width = features.shape[2] - above - below, features.shape[3]
         pad_h, pad_w = -height % self.block, -width % self.block
-        queries = F.pad(self.theta(features), (0, pad_w, 0, pad_h))
-        border = (self.halo, self.halo + pad_w, self.halo, self.halo + pad_h)
+        border = (self.halo, self.halo + pad_w, self.halo - above, self.halo - below + pad_h)
         keys = F.pad(self.phi(features), border)
         values = F.pad(self.mu(features), border)
         barred = F.pad(mask, border, value=1.0)  # what lies outside the photo is no key
+        features, mask = (x.narrow(2, above, height) for x in (features, mask))
+        queries = F.pad(self.theta(features), (0, pad_w, 0, pad_h))
         damaged = F.pad(mask, (0, pad_w, 0, pad_h))
 
         window = self.block + 2 * self.halo
@@ -84,18 +88,25 @@ class PartialNonlocal(nn.Module):
         rows, columns = worked_on.shape[1:]
         chosen = None if is_static() else torch.nonzero(worked_on, as_tuple=True)
 
-        def gather(x: Tensor, size: int) -> Tensor:
-            blocks = _windows(x, size, self.block)
-            return (blocks.flatten(0, 2) if chosen is None else blocks[chosen]).flatten(1, 2)
+        def attend(some: tuple[Tensor, ...] | None) -> Tensor:
+            def gather(x: Tensor, size: int) -> Tensor:
+                blocks = _windows(x, size, self.block)
+                return (blocks.flatten(0, 2) if some is None else blocks[some]).flatten(1, 2)
 
-        scale = self.theta.out_channels**-0.5
-        received = partial_nonlocal(
-            gather(queries, self.block) * scale,
-            gather(keys, window),
-            gather(values, window),
-            gather(barred, window).squeeze(-1),
-            backend=self.backend,
-        )  # (blocks, block * block, C)
+            scale = self.theta.out_channels**-0.5
+            return partial_nonlocal(
+                gather(queries, self.block) * scale,
+                gather(keys, window),
+                gather(values, window),
+                gather(barred, window).squeeze(-1),
+                backend=self.backend,
+            )  # (blocks, block * block, C)
+
+        if chosen is None or torch.is_grad_enabled():
+            received = attend(chosen)
+        else:  # the keys of all at once are many times the map
+            parts = zip(*(torch.split(index, BLOCKS_AT_ONCE) for index in chosen), strict=True)
+            received = torch.cat([attend(some) for some in parts])
         shape = (len(features), rows, columns, self.block, self.block, received.shape[-1])
         if chosen is None:
             whole = received.reshape(shape)
@@ -142,15 +153,15 @@ class GlobalNonlocal(nn.Module):
         Returns:
             (B, C, H, W); intact cells are untouched.
         """
-        damaged = _damaged_cells(mask, features)
+        damaged = damaged_cells(mask, features)
         if not (is_static() or damaged.any()):  # exactly the identity then
             return features
 
         cells = features.flatten(2).transpose(1, 2)  # (B, H * W, C)
         received = partial_nonlocal(
-            _project(cells, self.theta),
-            _project(cells, self.phi),
-            _project(cells, self.mu),
+            project(cells, self.theta),
+            project(cells, self.phi),
+            project(cells, self.mu),
             damaged.flatten(1),
             least_mass=PAPER_LEAST_MASS,
             backend=self.backend,
@@ -182,7 +193,7 @@ class PatchAttention(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """features (B, C, H, W), mask (B, 1, H', W') in [0, 1] -> (B, C, H, W)."""
-        damaged = _touched_cells(mask, features)
+        damaged = touched_cells(mask, features)
         composed = patch_attention(
             self.block(features), damaged, self.patch_size, backend=self.backend
         )
@@ -190,21 +201,21 @@ class PatchAttention(nn.Module):
         return fused
 
 
-def _project(cells: Tensor, layer: nn.Conv2d) -> Tensor:
+def project(cells: Tensor, layer: nn.Conv2d) -> Tensor:
     """A 1x1 convolution of (B, N, C), which is how the attention wants it."""
     return F.linear(cells, layer.weight.flatten(1), layer.bias)
 
 
-def _touched_cells(mask: Tensor, features: Tensor) -> Tensor:
+def touched_cells(mask: Tensor, features: Tensor) -> Tensor:
     """(B, 1, H, W) of 0 and 1: cells in which bilinear resampling sees any damage."""
     seen = F.interpolate(mask, features.shape[2:], mode="bilinear", align_corners=False)
     return (seen > 0).to(features.dtype)
 
 
-def _damaged_cells(mask: Tensor, features: Tensor) -> Tensor:
+def damaged_cells(mask: Tensor, features: Tensor) -> Tensor:
     """The published rule: intact is what bilinear resampling calls so, times the nearest pixel."""
     nearest = F.interpolate(1 - mask, features.shape[2:], mode="nearest").to(features.dtype)
-    return 1 - (1 - _touched_cells(mask, features)) * nearest
+    return 1 - (1 - touched_cells(mask, features)) * nearest
 
 
 def _windows(x: Tensor, size: int, step: int) -> Tensor:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from oldrestore.photo_file import Page, PhotoError, create_photo, name_of, open_photo
-from oldrestore.pipeline import Restoration, Restorer
+from oldrestore.pipeline import Restorer
+from oldrestore.restoration import Restoration
 
 
 def restore_pages(

@@ -42,11 +42,16 @@ def fill_holes(image: Tensor, mask: Tensor) -> Tensor:
     weight = F.pad((mask <= 0).to(image.dtype), padding)
     pyramid = [(colour, weight)]
     for _ in range(LEVELS):
-        pyramid.append(_pull(*pyramid[-1]))
-    filled = _spread(*pyramid.pop())
+        pyramid.append(pull(*pyramid[-1]))
+    filled = spread(*pyramid.pop())
     while pyramid:
-        filled = _push(filled, *pyramid.pop())
+        filled = diffuse(double(filled), *pyramid.pop())
     filled = filled[..., :height, :width]
+    return mix(image, filled, mask)
+
+
+def mix(image: Tensor, filled: Tensor, mask: Tensor) -> Tensor:
+    """The fill where the mask is, the image to the bit where it is not."""
     return torch.where(mask > 0, image * (1 - mask) + filled * mask, image)
 
 
@@ -60,14 +65,14 @@ def paint_white(image: Tensor, mask: Tensor) -> Tensor:
     return image * (1 - mask) + mask
 
 
-def _pull(colour: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def pull(colour: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Halve: weighted mean of four cells, and how much of them is known."""
     known = F.avg_pool2d(weight, 2)
     mean = F.avg_pool2d(colour * weight, 2) / known.clamp(min=torch.finfo(colour.dtype).tiny)
     return torch.where(known > 0, mean, torch.zeros_like(mean)), known
 
 
-def _spread(colour: Tensor, weight: Tensor) -> Tensor:
+def spread(colour: Tensor, weight: Tensor) -> Tensor:
     """At the coarsest level, from the rim in: unknown cells take the mean of known neighbours."""
     known = (weight > 0).to(colour.dtype)
     for _ in range(COARSE_SWEEPS):
@@ -78,9 +83,26 @@ def _spread(colour: Tensor, weight: Tensor) -> Tensor:
     return colour
 
 
-def _push(coarse: Tensor, colour: Tensor, weight: Tensor) -> Tensor:
-    """Double the coarse fill, keep what is known at this level, diffuse the rest."""
-    smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+def double(coarse: Tensor) -> Tensor:
+    """A coarse fill at the next finer level, between the middles of its cells.
+
+    torch's bilinear interpolation has other bits with one thread than with two.
+    """
+    return _double_along(_double_along(coarse, 2), 3)
+
+
+def _double_along(x: Tensor, dim: int) -> Tensor:
+    """Three parts of the nearer cell and one of the other, which at the ends is the cell itself."""
+    size = x.shape[dim]
+    nearer, other = 0.75 * x, 0.25 * x
+    before = torch.cat([other.narrow(dim, 0, 1), other.narrow(dim, 0, size - 1)], dim)
+    after = torch.cat([other.narrow(dim, 1, size - 1), other.narrow(dim, size - 1, 1)], dim)
+    pair = [before.add_(nearer), after.add_(nearer)]
+    return torch.stack(pair, dim + 1).flatten(dim, dim + 1)
+
+
+def diffuse(smooth: Tensor, colour: Tensor, weight: Tensor) -> Tensor:
+    """Keep what is known at this level, diffuse the smooth fill of the rest."""
     known = weight > 0
     filled = torch.where(known, colour, smooth)
     for _ in range(SWEEPS):

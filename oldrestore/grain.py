@@ -25,6 +25,7 @@ QUIET_SHARE = 0.25
 LEAST_BLOCKS = 4  # fewer around a hole say too little: then the whole photo speaks
 REACH_PX = 3  # of the psf; that of grain as coarse as 1.2 px (deviation) has 98 % within
 CELL_PX = 64  # the field is drawn in cells of this side
+MOST_NOISE_BLOCKS = 2**13  # kept at a time, 25 MB: of those of a photo of 2 megapixels each one
 BRIGHTNESS_STEP = 0.25  # of [-1, 1], at which the strength of grain is told apart
 BRIGHTNESS: Array = np.arange(-1, 1 + BRIGHTNESS_STEP, BRIGHTNESS_STEP, dtype=np.float32)
 FULL_SCALE = 255.0
@@ -68,36 +69,118 @@ def measure_grain(image: Tensor, mask: Tensor) -> Grain:
     Returns:
         Grain; of level 0 where nothing around is intact enough.
     """
-    holes = mask[0].cpu().numpy() > 0
-    holed = _blocks(holes).max(axis=(2, 3, 4))  # (rows, columns)
-    intact = _blocks((~holes).astype(np.float32))
-    share = intact.mean(axis=(2, 3, 4))
-    is_near = _widened(holed, NEIGHBOURHOOD_BLOCKS) & (share >= LEAST_INTACT)
-    at = np.nonzero(is_near)
-    blocks = _blocks(image[0].cpu().numpy())[at]
-    noise = _without_slope(blocks, intact[at])
-    variance = np.square(noise).mean(axis=(1, 2, 3)) / share[at]
-    level = np.zeros(holed.shape, np.float32)
-    varies = variance > FLAT_VARIANCE
-    if not varies.any():
-        colours = np.eye(3, dtype=np.float32)
-        return Grain(np.zeros_like(BRIGHTNESS), level, _psf_of(noise[:0, 0]), colours)
-    quiet = varies & (variance <= np.quantile(variance[varies], QUIET_SHARE))
-    # texture and edges hardly show in the finest diagonals: they tell how strong the grain is, and
-    # the quiet blocks how much of it they hold
-    fine = _diagonal_variance(noise, intact[at])
-    variance = fine * (variance[quiet].sum() / fine[quiet].sum().clip(min=FLAT_VARIANCE))
-    brightness = (blocks * intact[at]).mean(axis=(1, 2, 3)) / share[at]
-    curve = _curve_of(variance, brightness)
-    expected = np.interp(brightness, BRIGHTNESS, curve) ** 2
-    known = np.full(holed.shape, np.nan, np.float32)
-    known[at] = np.where(varies, variance / expected.clip(min=FLAT_VARIANCE), np.nan)
-    asked = _widened(holed, 1)
-    level[asked] = _quiet_levels(known)[asked]
-    return Grain(curve, level, _psf_of(noise[quiet].mean(axis=1)), _colours_of(noise[quiet]))
+    pixels, holes = image[0].cpu().numpy(), mask[0, 0].cpu().numpy() > 0
+    survey = GrainSurvey(*holes.shape)
+    for top in range(0, len(holes), CELL_PX):
+        first = max(0, top - survey.halo_px)
+        around = holes[first : top + CELL_PX + survey.halo_px]
+        survey.add(top, pixels[:, top : top + CELL_PX], around, first)
+    return survey.grain()
 
 
-def draw_grain(grain: Grain, filled: Tensor, mask: Tensor) -> Tensor:
+class GrainSurvey:
+    """Measures grain as ``measure_grain`` does, from the top down and in bounded memory.
+
+    Rows of blocks are measured one by one, so that bands of any height give the same bits. Of many
+    blocks every second, fourth ... is kept to tell what the grain is like.
+
+    Args:
+        height, width: of the photo.
+    """
+
+    halo_px = NEIGHBOURHOOD_BLOCKS * BLOCK_PX  # rows above and below whose holes must be known
+
+    def __init__(self, height: int, width: int) -> None:
+        self._holed = np.zeros((-(-height // BLOCK_PX), -(-width // BLOCK_PX)), bool)
+        self._blocks: list[_Measured] = []
+        self._noise: list[tuple[int, Array]] = []  # number of the block, (3, 16, 16)
+        self._count = 0
+        self._every = 1  # so many blocks there are for one whose noise is kept
+
+    def add(self, top: int, image: Array, holes: NDArray[np.bool_], holes_top: int) -> None:
+        """Measure some rows, each once and from the top down.
+
+        Args:
+            top: of them, a multiple of 16; all but the last rows of a photo come in blocks.
+            image: (3, h, W) in [-1, 1].
+            holes: (h', W), true = damaged; from ``halo_px`` above to as many below, in the photo.
+            holes_top: first row of them, a multiple of 16.
+        """
+        holed = _blocks(holes[None]).max(axis=(2, 3, 4))  # (rows, columns)
+        is_near = _widened(holed, NEIGHBOURHOOD_BLOCKS)
+        for y in range(0, image.shape[1], BLOCK_PX):
+            row, its_row = (top + y) // BLOCK_PX, (top + y - holes_top) // BLOCK_PX
+            self._holed[row] = holed[its_row]
+            its_holes = holes[its_row * BLOCK_PX : (its_row + 1) * BLOCK_PX]
+            self._add_row(row, image[:, y : y + BLOCK_PX], its_holes, is_near[its_row])
+
+    def _add_row(
+        self, row: int, image: Array, holes: NDArray[np.bool_], is_near: NDArray[np.bool_]
+    ) -> None:
+        intact = _blocks((~holes[None]).astype(np.float32))[0]
+        share = intact.mean(axis=(1, 2, 3))
+        (columns,) = np.nonzero(is_near & (share >= LEAST_INTACT))
+        if not len(columns):
+            return
+        blocks, intact, share = _blocks(image)[0, columns], intact[columns], share[columns]
+        noise = _without_slope(blocks, intact)
+        variance = np.square(noise).mean(axis=(1, 2, 3)) / share
+        brightness = (blocks * intact).mean(axis=(1, 2, 3)) / share
+        fine = _diagonal_variance(noise, intact)
+        self._blocks.append(_Measured(row, columns, variance, fine, brightness))
+        for index in range(-self._count % self._every, len(columns), self._every):
+            self._noise.append((self._count + index, noise[index]))
+        self._count += len(columns)
+        if len(self._noise) > MOST_NOISE_BLOCKS:
+            self._every *= 2
+            self._noise = [(n, block) for n, block in self._noise if n % self._every == 0]
+
+    def grain(self) -> Grain:
+        """The grain of the photo, after all of it was added."""
+        level = np.zeros(self._holed.shape, np.float32)
+        variance = self._joined("variance")
+        varies = variance > FLAT_VARIANCE
+        if not varies.any():
+            nothing = np.zeros((0, BLOCK_PX, BLOCK_PX), np.float32)
+            colours = np.eye(3, dtype=np.float32)
+            return Grain(np.zeros_like(BRIGHTNESS), level, _psf_of(nothing), colours)
+        quiet = varies & (variance <= np.quantile(variance[varies], QUIET_SHARE))
+        # texture and edges hardly show in the finest diagonals: they tell how strong the grain is,
+        # and the quiet blocks how much of it they hold
+        fine, brightness = self._joined("fine"), self._joined("brightness")
+        variance = fine * (variance[quiet].sum() / fine[quiet].sum().clip(min=FLAT_VARIANCE))
+        curve = _curve_of(variance, brightness)
+        expected = np.interp(brightness, BRIGHTNESS, curve) ** 2
+        known = np.full(self._holed.shape, np.nan, np.float32)
+        rows = np.repeat([m.row for m in self._blocks], [len(m.columns) for m in self._blocks])
+        known[rows, self._joined("columns")] = np.where(
+            varies, variance / expected.clip(min=FLAT_VARIANCE), np.nan
+        )
+        asked = _widened(self._holed, 1)
+        level[asked] = _quiet_levels(known)[asked]
+        # so many blocks are kept that some of them are quiet, as a quarter of all are
+        noise = np.stack([block for n, block in self._noise if quiet[n]])
+        return Grain(curve, level, _psf_of(noise.mean(axis=1)), _colours_of(noise))
+
+    def _joined(self, name: str) -> NDArray[Any]:
+        found = [getattr(measured, name) for measured in self._blocks]
+        return np.concatenate(found) if found else np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The blocks near holes of one row of blocks: (n,) each."""
+
+    row: int
+    columns: NDArray[np.intp]
+    variance: Array
+    fine: Array
+    brightness: Array
+
+
+def draw_grain(
+    grain: Grain, filled: Tensor, mask: Tensor, start: tuple[int, int] = (0, 0)
+) -> Tensor:
     """Noise like the grain, where the mask is.
 
     Args:
@@ -105,6 +188,7 @@ def draw_grain(grain: Grain, filled: Tensor, mask: Tensor) -> Tensor:
         filled: (1, 3, H, W) in [-1, 1], its holes filled; its brightness, as 8 bits hold it, says
             how strong the grain is.
         mask: (1, 1, H, W) of 0 and 1.
+        start: row and column of the photo at which these start, where they are a part of it.
 
     Returns:
         (1, 3, H, W) float32 on the mask's device, to be added to an image in [-1, 1]; 0 where the
@@ -115,14 +199,14 @@ def draw_grain(grain: Grain, filled: Tensor, mask: Tensor) -> Tensor:
     levels_of_8_bits = ((filled[0].mean(dim=0) + 1) * (FULL_SCALE / 2)).round().cpu().numpy()
     brightness = levels_of_8_bits / (FULL_SCALE / 2) - 1
     drawn = np.zeros((3, height, width), np.float32)
-    for top in range(0, height, CELL_PX):
-        for left in range(0, width, CELL_PX):
-            cell = np.s_[top : top + CELL_PX, left : left + CELL_PX]
+    for y in range(0, height, CELL_PX):
+        for x in range(0, width, CELL_PX):
+            cell = np.s_[y : y + CELL_PX, x : x + CELL_PX]
             if not holes[cell].any():
                 continue
-            level = _level_at(grain.level, top, left, holes[cell].shape)
+            level = _level_at(grain.level, start[0] + y, start[1] + x, holes[cell].shape)
             level = level * np.interp(brightness[cell], BRIGHTNESS, grain.curve).astype(np.float32)
-            field = grain_field(grain, top, left, holes[cell].shape)
+            field = grain_field(grain, start[0] + y, start[1] + x, holes[cell].shape)
             drawn[:, cell[0], cell[1]] = field * (level * holes[cell])
     return torch.from_numpy(drawn)[None].to(mask.device)
 
@@ -224,12 +308,14 @@ def _quiet_levels(variance: Array) -> Array:
     reach = NEIGHBOURHOOD_BLOCKS
     padded = np.pad(variance, reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1,) * 2)
-    around = np.sort(windows.reshape(*variance.shape, -1), axis=2)  # NaN comes last
-    known = (~np.isnan(around)).sum(axis=2)
-    place = (QUIET_SHARE * (known - 1).clip(min=0)).round().astype(np.intp)
-    quiet = np.take_along_axis(around, place[:, :, None], axis=2)[:, :, 0]
     everywhere = np.nanquantile(variance, QUIET_SHARE)
-    levels: Array = np.sqrt(np.where(known < LEAST_BLOCKS, everywhere, quiet))
+    levels = np.empty_like(variance)
+    for row, its_windows in enumerate(windows):  # all at once would be 81 copies of the map
+        around = np.sort(its_windows.reshape(len(its_windows), -1), axis=1)  # NaN comes last
+        known = (~np.isnan(around)).sum(axis=1)
+        place = (QUIET_SHARE * (known - 1).clip(min=0)).round().astype(np.intp)
+        quiet = np.take_along_axis(around, place[:, None], axis=1)[:, 0]
+        levels[row] = np.sqrt(np.where(known < LEAST_BLOCKS, everywhere, quiet))
     return levels
 
 

@@ -55,15 +55,12 @@ class Photo:
     @property
     def image(self) -> Tensor:
         """(B, 3, H, W) float32 in [-1, 1]."""
-        colour = self.pixels[:, : self._colours].to(torch.float32)
-        image = colour * (2 / FULL_SCALE.get(self.pixels.dtype, 1.0)) - 1
-        return image.expand(-1, 3, -1, -1)
+        return image_of(self.pixels)
 
     @property
     def is_grey(self) -> Tensor:
         """Whether each photo of the batch has no colour at all, (B, 1, 1, 1)."""
-        colour = self.pixels[:, : self._colours].to(torch.float32)
-        return (colour == colour[:, :1]).flatten(1).all(dim=1)[:, None, None, None]
+        return are_grey(self.pixels)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,9 +72,22 @@ class Photo:
         """Number of photos; 1 but for tensors."""
         return len(self.pixels)
 
-    @property
-    def _colours(self) -> int:
-        return 1 if self.pixels.shape[1] <= 2 else 3
+
+def _colours(pixels: Tensor) -> Tensor:
+    """Without alpha."""
+    return pixels[:, : 1 if pixels.shape[1] <= 2 else 3]
+
+
+def image_of(pixels: Tensor) -> Tensor:
+    """Pixels (B, C, H, W) as a photo's are -> (B, 3, H, W) float32 in [-1, 1]."""
+    image = _colours(pixels).to(torch.float32) * (2 / FULL_SCALE.get(pixels.dtype, 1.0)) - 1
+    return image.expand(-1, 3, -1, -1)
+
+
+def are_grey(pixels: Tensor) -> Tensor:
+    """Whether pixels (B, C, H, W), or a part of a photo's, have no colour at all, (B, 1, 1, 1)."""
+    colour = _colours(pixels).to(torch.float32)
+    return (colour == colour[:, :1]).flatten(1).all(dim=1)[:, None, None, None]
 
 
 def decode(photo: "PhotoLike | Photo") -> Photo:
@@ -135,19 +145,37 @@ def encode(photo: Photo, image: Tensor, changed: Tensor | None = None) -> Any:
         image: (B, 3, H, W) floating point; clamped to [-1, 1].
         changed: (B, 1, H, W); where it is 0, the photo's own values are given, to the bit.
     """
+    return encode_pixels(photo, new_pixels(photo.pixels, image, photo.is_grey, changed))
+
+
+def new_pixels(
+    pixels: Tensor, image: Tensor, is_grey: Tensor, changed: Tensor | None = None
+) -> Tensor:
+    """``pixels`` (B, C, H, W), all of a photo's or some, with the colours of ``image``.
+
+    Args:
+        pixels: of the photo that came in.
+        image, changed: see ``encode``.
+        is_grey: (B, 1, 1, 1), whether the photos have no colour at all.
+    """
     value = ((image.float() + 1) / 2).clamp(0, 1)
-    channels = photo.pixels.shape[1]
+    channels = pixels.shape[1]
     grey = value.mean(dim=1, keepdim=True)
-    value = torch.where(photo.is_grey.to(value.device), grey, value)
+    value = torch.where(is_grey.to(value.device), grey, value)
     value = grey if channels <= 2 else value
-    scale = FULL_SCALE.get(photo.pixels.dtype)
+    scale = FULL_SCALE.get(pixels.dtype)
     value = (value * scale).round() if scale else value
-    pixels = value.to(photo.pixels.dtype)
+    new = value.to(pixels.dtype)
     if changed is not None:
-        own = photo.pixels[:, : pixels.shape[1]].to(pixels.device)
-        pixels = torch.where(changed.to(pixels.device) > 0, pixels, own)
+        own = pixels[:, : new.shape[1]].to(new.device)
+        new = torch.where(changed.to(new.device) > 0, new, own)
     if channels in (2, 4):
-        pixels = torch.cat([pixels, photo.pixels[:, -1:].to(pixels.device)], dim=1)
+        new = torch.cat([new, pixels[:, -1:].to(new.device)], dim=1)
+    return new
+
+
+def encode_pixels(photo: Photo, pixels: Tensor) -> Any:
+    """Give new pixels (B, C, H, W), all of the photo's, back as the kind of photo that came in."""
     return _like(photo.original, pixels)
 
 

@@ -15,6 +15,7 @@ from oldrestore.ops import (
     conv_norm_act,
     describe,
     instance_norm_act,
+    is_static,
     residual_block,
     set_backend,
 )
@@ -112,6 +113,20 @@ class Conv3x3(nn.Conv2d):
         )
 
 
+class Conv1x1(nn.Conv2d):
+    """A convolution of size 1; on a CPU a matrix product.
+
+    That is faster than the vendor's convolution, and what it gives a pixel depends neither on the
+    number of threads nor on the other pixels, so that tiles have the bits of the whole.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, bias: bool = True) -> None:
+        super().__init__(channels_in, channels_out, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _product(self, x) if _takes_products(x) else super().forward(x)
+
+
 class ConvNormAct(nn.Module):
     """Convolution, normalisation and leaky ReLU, in this order.
 
@@ -181,18 +196,17 @@ class ConvNormAct(nn.Module):
         if self.backend == "reference" or "cpp" not in available("conv_norm_act", x.device):
             plain: Tensor = self.conv(x)
             return plain
+        weight, bias = self.doubling_weights()
+        out = conv_norm_act(x, weight, bias, norm=None, padding="zero", backend=self.backend)
+        return F.pixel_shuffle(out, 2)
+
+    def doubling_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Of the plain convolution (4 C_out, C_in, 3, 3) before a pixel shuffle; and its bias."""
         taps = torch.tensor(_DOUBLING_TAPS)
         weight = F.pad(self.conv.weight.transpose(0, 1), (0, 1, 0, 1))  # (C_out, C_in, 5, 5)
         weight = weight[:, :, taps[:, None, :, None], taps[None, :, None, :]]
-        out = conv_norm_act(
-            x,
-            weight.permute(0, 2, 3, 1, 4, 5).flatten(0, 2),  # (4 C_out, C_in, 3, 3)
-            None if self.conv.bias is None else self.conv.bias.repeat_interleave(4),
-            norm=None,
-            padding="zero",
-            backend=self.backend,
-        )
-        return F.pixel_shuffle(out, 2)
+        bias = None if self.conv.bias is None else self.conv.bias.repeat_interleave(4)
+        return weight.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(), bias
 
 
 class NarrowConv(nn.Conv2d):
@@ -204,12 +218,15 @@ class NarrowConv(nn.Conv2d):
 
     backend: str | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.backend == "reference" or x.device.type != "cpu":
-            return super().forward(x)
+    def forward(self, x: Tensor, *, has_neighbours: bool = False) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W); ``x`` may bring the rows above and below along."""
         rows, columns = self.kernel_size
         above, left = (int(n) for n in self.padding)
+        above = 0 if has_neighbours else above
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        if self.backend == "reference" or x.device.type != "cpu":
+            padded = F.pad(x, (left, left, above, above), mode=mode)
+            return F.conv2d(padded, self.weight, self.bias)
         weight = self.weight.permute(2, 0, 1, 3).reshape(-1, self.in_channels, 1, columns)
         partial = F.conv2d(
             F.pad(x, (left, left, above, above), mode=mode), weight
@@ -230,17 +247,38 @@ def init_as_published(network: nn.Module) -> None:
 
 
 class Downsample(nn.Conv2d):
-    """2x2 convolution of stride 2: halves the map without looking over the cell's border."""
+    """2x2 convolution of stride 2: halves the map without looking over the cell's border.
+
+    On a CPU a matrix product, as `Conv1x1` is.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _takes_products(x) or x.shape[2] % 2 or x.shape[3] % 2:
+            return super().forward(x)
+        return _product(self, F.pixel_unshuffle(x, 2))
+
+
+def _takes_products(x: Tensor) -> bool:
+    """Whether a convolution without neighbourhood is a matrix product; its gradient is torch's."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_static()
+
+
+def _product(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The layer as a matrix product for each pixel of (B, C, H, W)."""
+    out = torch.matmul(layer.weight.flatten(1), x.flatten(2))  # (B, C_out, H * W)
+    if layer.bias is not None:
+        out += layer.bias[:, None]
+    return out.view(len(x), -1, *x.shape[2:])
 
 
 class Upsample(nn.Sequential):
     """1x1 convolution and pixel shuffle: doubles the map without looking over the cell's border."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(nn.Conv2d(channels_in, 4 * channels_out, 1), nn.PixelShuffle(2))
+        super().__init__(Conv1x1(channels_in, 4 * channels_out), nn.PixelShuffle(2))
 
 
 def choose_backend(

@@ -8,6 +8,7 @@ scratches are gone.
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,8 +89,7 @@ class ScratchDetector(nn.Module):
 
     def probability(self, image: Tensor) -> Tensor:
         """Probability of damage, (B, 1, H, W) in [0, 1]."""
-        probability: Tensor = self(image).sigmoid()
-        return probability
+        return steady_sigmoid(self(image))
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,17 @@ class PaperDetector(nn.Module):
         As published: judged with the shorter side at 256 px, given back by nearest neighbours.
         """
         height, width = image.shape[2:]
-        scale = min(PAPER_SIDE_PX / min(height, width), PAPER_LONGEST_PX / max(height, width))
-        cell = self.config.cell_px
-        size = [max(cell, round(side * scale / cell) * cell) for side in (height, width)]
+        size = self.small_size(height, width)
         small = F.interpolate(image, size, mode="bilinear", align_corners=False)
         probability: Tensor = self(small).sigmoid()
         return F.interpolate(probability, (height, width), mode="nearest")
+
+    def small_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what is judged of a photo."""
+        scale = min(PAPER_SIDE_PX / min(height, width), PAPER_LONGEST_PX / max(height, width))
+        cell = self.config.cell_px
+        rows, columns = (max(cell, round(side * scale / cell) * cell) for side in (height, width))
+        return rows, columns
 
 
 def _convolution(channels_in: int, channels_out: int) -> ConvNormAct:
@@ -188,6 +193,18 @@ def _blur_and_halve(x: Tensor) -> Tensor:
     binomial = x.new_tensor([1, 2, 1]) / 4
     psf = (binomial[:, None] * binomial).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), psf, stride=2, groups=x.shape[1])
+
+
+def steady_sigmoid(logits: Tensor) -> Tensor:
+    """The sigmoid; on a CPU by NumPy.
+
+    torch's has other bits where its threads' shares end than within them, and a threshold could
+    fall between.
+    """
+    if logits.device.type != "cpu" or logits.dtype != torch.float32 or torch.is_grad_enabled():
+        return logits.sigmoid()
+    with np.errstate(over="ignore"):  # exp of a large number is infinite, and the result is 0
+        return torch.from_numpy(1 / (1 + np.exp(-logits.numpy())))
 
 
 def make_detector(config: DetectorConfig | PaperDetectorConfig) -> ScratchDetector | PaperDetector:

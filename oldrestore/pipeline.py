@@ -9,183 +9,58 @@ a step of its own, estimated once from a small copy. The `paper` networks are th
 holes are painted white and there is no tone step.
 """
 
-import dataclasses
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from oldrestore.checkpoint import load_strictly, read_checkpoint, write_checkpoint
-from oldrestore.config import CompactConfig, PaperConfig, RestorerConfig, restorer_config
-from oldrestore.device import Graphs, choose_device, choose_dtype, memory_format
+from oldrestore.config import CompactConfig
+from oldrestore.device import memory_format
 from oldrestore.fill import fill_holes, paint_white
-from oldrestore.image import Photo, PhotoLike, decode, decode_mask, encode, encode_mask, unchanged
-from oldrestore.layers import choose_backend
-from oldrestore.mapping import make_mapping
-from oldrestore.mask import make_detector
+from oldrestore.image import (
+    Photo,
+    PhotoLike,
+    decode,
+    decode_mask,
+    encode,
+    encode_mask,
+    encode_pixels,
+    unchanged,
+)
+from oldrestore.networks import Networks
 from oldrestore.ops import freed_memory_kept
-from oldrestore.restraint import OutsideMask, Wishes, fraction, hold_back, read_wishes
-from oldrestore.tone import AppliedTone, ToneHead, undo_fading
-from oldrestore.vae import VAE, make_decoder, make_encoder
+from oldrestore.restoration import Restoration
+from oldrestore.restraint import OutsideMask, Wishes, hold_back, read_wishes
+from oldrestore.tiling.plan import allowed_memory, choose_band, is_best_whole
+from oldrestore.tiling.restoring import Bands
+from oldrestore.tiling.sources import (
+    Source,
+    mask_source,
+    photo_source,
+    put_rows,
+    tensor_source,
+    write_mask_rows,
+    write_rows,
+)
+from oldrestore.tiling.windows import WindowReader, WindowWriter
+from oldrestore.tone import AppliedTone, undo_fading
 
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-
-VAES = ("vae_old", "vae_clean")
 FILLS_NO_HOLES = 'these weights (variant "quality") fill no holes, use weights of another variant'
+NO_DETECTOR = "mask: these weights have no scratch detector; give a mask, or none"
 
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
 
 
-@dataclass(frozen=True)
-class Restoration:
-    """What came of a photo.
+class Restorer(Networks):
+    """The networks and the way through them; the same photo always gives the same result.
 
-    image: the restored photo, of the kind that came in (a file gives a PIL image).
-    mask: what was taken for structured damage, as ``image.encode_mask`` gives it; None if no mask
-        was asked for.
-    tone: one curve for each photo of the batch; empty if tone was off.
-    seconds: wall time, reading included.
+    Reusable; for the arguments see ``Networks``, for a weights file ``Restorer.load``.
     """
-
-    image: Any
-    mask: Any
-    tone: tuple[AppliedTone, ...]
-    seconds: float
-
-
-class Restorer:
-    """The networks and their settings; reusable, and the same photo always gives the same result.
-
-    Args:
-        config: layout of the networks, which start untrained; ``load`` fills them from a file.
-        about: what the weights file says about itself.
-        device: None or "auto": CUDA if there is one, else the CPU.
-        dtype: of the convolutions. None: float32; "auto": float16 on CUDA, float32 elsewhere.
-        backend: of the operations, see ``ops.available``; None: the fastest.
-        cuda_graphs: on CUDA, replay each size of photo from a graph; pays for many photos of few
-            sizes.
-
-    Raises:
-        ValueError: this machine has no such device, or cannot do what is asked for on it.
-    """
-
-    def __init__(
-        self,
-        config: RestorerConfig,
-        *,
-        about: Mapping[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        backend: str | None = None,
-        cuda_graphs: bool = False,
-    ) -> None:
-        if config.vae.latent_channels != config.mapping.latent_channels:
-            both = f"{config.vae.latent_channels} and {config.mapping.latent_channels}"
-            raise ValueError(f"config: vae and mapping differ in latent_channels: {both}")
-        self.config = config
-        self.about = dict(about or {})
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
-        self.vae_old_encoder = make_encoder(config.vae)
-        self.mapping = make_mapping(config.mapping)
-        self.vae_clean_decoder = make_decoder(config.vae)
-        self.tone_head = None if config.tone is None else ToneHead(config.tone)
-        self.detector = None if config.mask is None else make_detector(config.mask)
-        for name, network in self.networks().items():
-            # the tone head is tiny, and its curve goes over every pixel: always in full precision
-            precision = torch.float32 if name == "tone" else self.dtype
-            network.to(self.device, precision)
-            network.to(memory_format=memory_format(self.device))  # type: ignore[call-overload]
-            network.eval().requires_grad_(False)
-        choose_backend(self.networks().values(), backend, self.device)
-        if cuda_graphs and self.device.type != "cuda":
-            raise ValueError(f"cuda_graphs: needs a CUDA device, not {self.device}")
-        self._run = Graphs(self._through_networks) if cuda_graphs else self._through_networks
-
-    @classmethod
-    def load(
-        cls,
-        weights: str | os.PathLike[str] | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        backend: str | None = None,
-        cuda_graphs: bool = False,
-    ) -> "Restorer":
-        """Build the networks of a weights file; None: the file shipped with the package.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a whole checkpoint of this package; the message says why.
-        """
-        path = DEFAULT_WEIGHTS if weights is None else Path(weights)
-        checkpoint = read_checkpoint(path)
-        config = restorer_config(checkpoint.config, f"{path}: config")
-        try:
-            restorer = cls(
-                config,
-                about=checkpoint.about,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-                cuda_graphs=cuda_graphs,
-            )
-        except RuntimeError as error:  # torch's, of sizes that no layer can have
-            raise ValueError(f"{path}: config: no network can be built of it: {error}") from error
-        networks = restorer.networks()
-        with torch.device("meta"):  # a file may hold all of both VAEs, to be trained further
-            whole = {f"{vae}.{key}" for vae in VAES for key in VAE(config.vae).state_dict()}
-        for name in checkpoint.tensors:
-            if name not in whole and not name.startswith(tuple(f"{part}." for part in networks)):
-                raise ValueError(f"{path}: unknown key {name}")
-        for prefix, network in networks.items():
-            load_strictly(network, checkpoint.tensors, prefix, path)
-        return restorer
-
-    def save(self, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
-        """Write a weights file that ``load`` reads: all that restoring uses and no more."""
-        tensors = {
-            f"{prefix}.{name}": tensor
-            for prefix, network in self.networks().items()
-            for name, tensor in network.state_dict().items()
-        }
-        write_checkpoint(path, tensors, dataclasses.asdict(self.config), about)
-
-    def networks(self) -> dict[str, nn.Module]:
-        """The networks under the names that their keys start with in the weights file."""
-        named = {
-            "vae_old.encoder": self.vae_old_encoder,
-            "mapping": self.mapping,
-            "vae_clean.decoder": self.vae_clean_decoder,
-            "tone": self.tone_head,
-            "mask": self.detector,
-        }
-        return {name: network for name, network in named.items() if network is not None}
-
-    @property
-    def align_px(self) -> int:
-        """Tiles start at multiples of this: the largest grid of the networks."""
-        if isinstance(self.config, PaperConfig):
-            return self.mapping.cell_px
-        return self.config.mapping.align_px
-
-    @property
-    def context_px(self) -> int | None:
-        """How far a pixel can influence ``translate``, rounded up to ``align_px``.
-
-        The overlap that makes tiles equal the whole; None if every pixel can influence every other,
-        as in the published networks. The detector and the hole fill have their own.
-        """
-        if isinstance(self.config, PaperConfig):
-            return None
-        reach = 2 * self.config.vae.context_px + self.config.mapping.context_px
-        reach += self.mapping.cell_px - 1  # a cell speaks for its farthest pixel
-        return -(-reach // self.align_px) * self.align_px
 
     @freed_memory_kept()
     def restore(
@@ -198,6 +73,7 @@ class Restorer:
         outside_mask: OutsideMask = "restore",
         tone: float | None = None,
         strength: float = 1.0,
+        max_memory: str | int | None = None,
     ) -> Any:
         """Restore a photo, a batch of them in one tensor, or a list of photos of any kinds.
 
@@ -216,6 +92,9 @@ class Restorer:
                 of their surroundings: as ``denoise=0, tone=0``.
             tone: how much of a fading found is undone, 0 to 1. None: the weights file's.
             strength: 0 (the photo as it came, to the bit) to 1 (all of the restoration).
+            max_memory: what restoring may take, photo and result included, beside Python and the
+                networks: such as "2GiB", or bytes. None: three quarters of what is free. The result
+                does not depend on it.
 
         Returns:
             Restoration; a list of them for a list. Each photo is worked on by itself: what else is
@@ -223,10 +102,76 @@ class Restorer:
 
         Raises:
             ValueError: a photo or mask that cannot be used (``PhotoError``), a number out of range,
-                a mask, detector or tone that these weights do not have, or ``outside_mask="keep"``
-                with a ``denoise`` or ``tone`` above 0, or with weights that fill no holes.
+                a mask, detector or tone that these weights do not have, ``outside_mask="keep"``
+                with a ``denoise`` or ``tone`` above 0, or with weights that fill no holes, or too
+                little memory.
             TypeError: a photo or a mask of an unknown kind.
         """
+        wishes = self._wishes(threshold, denoise, outside_mask, tone, strength)
+        budget = allowed_memory(max_memory, self.device)
+        if not isinstance(photo, (list, tuple)):
+            return self._restore(cast("PhotoLike", photo), mask, wishes, budget)
+        masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(photo)
+        if len(masks) != len(photo):
+            raise ValueError(f"mask: expected {len(photo)} to match photo, got {len(masks)}")
+        pairs = zip(photo, masks, strict=True)
+        return [self._restore(one, its_mask, wishes, budget) for one, its_mask in pairs]
+
+    @freed_memory_kept()
+    def restore_windows(
+        self,
+        photo: WindowReader,
+        result: WindowWriter,
+        *,
+        mask: WindowReader | str | None = "auto",
+        mask_result: WindowWriter | None = None,
+        threshold: float | None = None,
+        denoise: float | None = None,
+        outside_mask: OutsideMask = "restore",
+        tone: float | None = None,
+        strength: float = 1.0,
+        max_memory: str | int | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> Restoration:
+        """Restore a photo of any size that is read and written by windows, and never held.
+
+        Args:
+            photo: is read twice, from the top down, in windows of its whole width.
+            result: gets windows of the photo's type and channels, from the top down.
+            mask: "auto", None, or the user's own: one channel, where anything but 0 is damaged.
+            mask_result: gets what was taken for damage: one channel of uint8, 0 and 255.
+            scratch: a folder for what does not fit into memory; None: the system's.
+
+        The other arguments and what is raised are those of ``restore``; so is the result.
+
+        Returns:
+            Restoration, without image and mask.
+        """
+        start = time.perf_counter()
+        wishes = self._wishes(threshold, denoise, outside_mask, tone, strength)
+        asked: Source | str | None = None
+        if isinstance(mask, str) or mask is None:
+            asked = self._asked(mask)
+        elif self._asked("own") is not None:
+            asked = mask_source(mask, photo)
+        folder = None if scratch is None else os.fspath(scratch)
+        bands = Bands(self, photo_source(photo), asked, wishes, 0, folder)
+        bands = choose_band(bands, allowed_memory(max_memory, self.device), 0)
+        found = bands.restore(
+            functools.partial(write_rows, result),
+            None if mask_result is None else functools.partial(write_mask_rows, mask_result),
+        )
+        return found.restoration(time.perf_counter() - start)
+
+    def _wishes(
+        self,
+        threshold: float | None,
+        denoise: float | None,
+        outside_mask: OutsideMask,
+        tone: float | None,
+        strength: float,
+    ) -> Wishes:
+        """What is asked for, if these networks can do it."""
         wishes = read_wishes(
             self.config,
             threshold=threshold,
@@ -239,22 +184,44 @@ class Restorer:
             raise ValueError(f'outside_mask: expected "restore"; {FILLS_NO_HOLES}')
         if wishes.tone > 0 and self.tone_head is None:
             raise ValueError("tone: these weights have no tone head; leave it out, or give 0")
-        if not isinstance(photo, (list, tuple)):
-            return self._restore(cast("PhotoLike", photo), mask, wishes)
-        masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(photo)
-        if len(masks) != len(photo):
-            raise ValueError(f"mask: expected {len(photo)} to match photo, got {len(masks)}")
-        pairs = zip(photo, masks, strict=True)
-        return [self._restore(one, its_mask, wishes) for one, its_mask in pairs]
+        return wishes
 
-    def _restore(self, photo: PhotoLike | Photo, mask: Any, wishes: Wishes) -> Restoration:
+    def _asked(self, mask: Any) -> Any:
+        """The mask that is worked with, if these networks can: "auto", None, or what was given."""
+        if not self.mapping.uses_mask:
+            if not (_is_auto(mask) or mask is None):
+                raise ValueError(f"mask: expected none; {FILLS_NO_HOLES}")
+            return None
+        if _is_auto(mask) and self.detector is None:
+            raise ValueError(NO_DETECTOR)
+        return mask
+
+    def _restore(
+        self, photo: PhotoLike | Photo, mask: Any, wishes: Wishes, budget: int
+    ) -> Restoration:
         """The way of one photo, or of one batch of one size."""
         start = time.perf_counter()
         decoded = decode(photo)
-        image = decoded.image.to(self.device)
-        damage, is_masked = self._damage(decoded, image, mask, wishes.threshold)
+        mask = self._asked(mask)
+        if not (mask is None or _is_auto(mask)):
+            mask = decode_mask(mask, decoded)
+        if is_best_whole(self, decoded.size, budget):
+            return self._restore_whole(start, decoded, mask, wishes)
+        return self._restore_bands(start, decoded, mask, wishes, budget)
+
+    def _restore_whole(
+        self, start: float, photo: Photo, mask: Tensor | str | None, wishes: Wishes
+    ) -> Restoration:
+        """All of a photo at once: the way in its plainest form."""
+        image = photo.image.to(self.device)
+        if mask is None:
+            damage = image.new_zeros(photo.batch, 1, *photo.size)
+        elif isinstance(mask, str):
+            damage = self.detect_tensor(image, wishes.threshold)
+        else:
+            damage = mask.to(self.device)
         restored, changed, curves = [], [], []
-        for index in range(decoded.batch if wishes.strength > 0 else 0):
+        for index in range(photo.batch if wishes.strength > 0 else 0):
             one, its_damage = image[index, None], damage[index, None]
             filled = self.fill(one, its_damage)
             result = self.translate(filled, its_damage)
@@ -267,40 +234,89 @@ class Restorer:
             restored.append(one.lerp(result, wishes.strength))
             changed.append(its_damage if is_kept else torch.ones_like(its_damage))
         if restored:
-            result = encode(decoded, torch.cat(restored), torch.cat(changed))
+            result = encode(photo, torch.cat(restored), torch.cat(changed))
         else:
-            result = unchanged(decoded)
+            result = unchanged(photo)
         return Restoration(
             image=result,
-            mask=encode_mask(decoded, damage) if is_masked else None,
+            mask=None if mask is None else encode_mask(photo, damage),
             tone=tuple(curves),
             seconds=time.perf_counter() - start,
+            damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
         )
 
-    def _damage(
-        self, photo: Photo, image: Tensor, mask: Any, threshold: float
-    ) -> tuple[Tensor, bool]:
-        """The mask (B, 1, H, W) that is worked with, and whether one was asked for."""
-        if not self.mapping.uses_mask:
-            if not (_is_auto(mask) or mask is None):
-                raise ValueError(f"mask: expected none; {FILLS_NO_HOLES}")
-            mask = None
-        if mask is None:
-            return image.new_zeros(photo.batch, 1, *photo.size), False
-        if _is_auto(mask):
-            return self.detect_tensor(image, threshold), True
-        return decode_mask(mask, photo).to(self.device), True
+    def _restore_bands(
+        self, start: float, photo: Photo, mask: Tensor | str | None, wishes: Wishes, budget: int
+    ) -> Restoration:
+        """The same, with the same bits, in bands of rows."""
+        pixels = photo.pixels
+        restored = torch.empty_like(pixels)
+        damage = torch.zeros(photo.batch, 1, *photo.size, dtype=torch.uint8)
+        held = 2 * pixels.nbytes + damage.nbytes
+        found = []
+        for index in range(photo.batch):
+            asked = tensor_source(mask[index].to(torch.uint8)) if isinstance(mask, Tensor) else mask
+            bands = Bands(self, tensor_source(pixels[index]), asked, wishes, 0)
+            bands = choose_band(bands, budget, held, there=pixels.nbytes)
+            put = functools.partial(put_rows, restored[index])
+            survey = bands.restore(put, functools.partial(put_rows, damage[index]))
+            found.append(survey.restoration(0.0))
+        return Restoration(
+            image=encode_pixels(photo, restored) if wishes.strength > 0 else unchanged(photo),
+            mask=None if mask is None else encode_mask(photo, damage),
+            tone=tuple(curve for one in found for curve in one.tone),
+            seconds=time.perf_counter() - start,
+            damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
+        )
 
-    def detect(self, photo: PhotoLike, *, threshold: float | None = None) -> Any:
+    def detect(
+        self,
+        photo: PhotoLike,
+        *,
+        threshold: float | None = None,
+        max_memory: str | int | None = None,
+    ) -> Any:
         """Find scratches, spots and tears.
+
+        Args:
+            photo, threshold, max_memory: see ``restore``.
 
         Returns:
             The mask, 1 (or 255) = damaged, of the kind of the photo; see ``image.encode_mask``.
         """
         decoded = decode(photo)
-        threshold = self.config.defaults.threshold if threshold is None else threshold
-        damage = self.detect_tensor(decoded.image, fraction("threshold", threshold))
+        if self.detector is None:
+            raise ValueError(NO_DETECTOR)
+        wishes = self._wishes(threshold, None, "restore", 0.0, strength=0.0)
+        budget = allowed_memory(max_memory, self.device)
+        if is_best_whole(self, decoded.size, budget):
+            return encode_mask(decoded, self.detect_tensor(decoded.image, wishes.threshold))
+        damage = torch.zeros(decoded.batch, 1, *decoded.size, dtype=torch.uint8)
+        for index, pixels in enumerate(decoded.pixels):
+            bands = Bands(self, tensor_source(pixels), "auto", wishes, 0)
+            bands = choose_band(bands, budget, decoded.pixels.nbytes + damage.nbytes)
+            bands.detect(functools.partial(put_rows, damage[index]))
         return encode_mask(decoded, damage)
+
+    def detect_windows(
+        self,
+        photo: WindowReader,
+        result: WindowWriter,
+        *,
+        threshold: float | None = None,
+        max_memory: str | int | None = None,
+    ) -> None:
+        """Find damage in a photo that is read by windows; see ``restore_windows``.
+
+        Args:
+            result: gets one channel of uint8, 0 and 255 = damaged.
+        """
+        if self.detector is None:
+            raise ValueError(NO_DETECTOR)
+        wishes = self._wishes(threshold, None, "restore", 0.0, strength=0.0)
+        bands = Bands(self, photo_source(photo), "auto", wishes, 0)
+        bands = choose_band(bands, allowed_memory(max_memory, self.device), 0)
+        bands.detect(functools.partial(write_mask_rows, result))
 
     def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
         """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated."""
@@ -317,7 +333,7 @@ class Restorer:
     def damage_probability(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) in [-1, 1] -> probability of damage (B, 1, H, W); photo by photo."""
         if self.detector is None:
-            raise ValueError("mask: these weights have no scratch detector; give a mask, or none")
+            raise ValueError(NO_DETECTOR)
         found = []
         for index in range(len(image)):
             one = image[index, None]
@@ -355,10 +371,6 @@ class Restorer:
         self.mapping.use_nonlocal = use_nonlocal
         run = self._run if use_nonlocal else self._through_networks
         return run(*operands)[..., :height, :width].float().clamp(-1, 1)
-
-    def _through_networks(self, filled: Tensor, mask: Tensor) -> Tensor:
-        restored: Tensor = self.vae_clean_decoder(self.mapping(self.vae_old_encoder(filled), mask))
-        return restored
 
     @torch.inference_mode()
     def undo_fading(

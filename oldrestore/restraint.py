@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oldrestore.config import DENOISE, RestorerConfig
-from oldrestore.grain import draw_grain, measure_grain
+from oldrestore.grain import Grain, draw_grain, measure_grain
 
 OutsideMask: TypeAlias = Literal["restore", "keep"]
 
@@ -56,7 +56,15 @@ def read_wishes(
 
 
 @torch.inference_mode()
-def hold_back(image: Tensor, restored: Tensor, mask: Tensor, denoise: float) -> Tensor:
+def hold_back(
+    image: Tensor,
+    restored: Tensor,
+    mask: Tensor,
+    denoise: float,
+    *,
+    grain: Grain | None = None,
+    start: tuple[int, int] = (0, 0),
+) -> Tensor:
     """Take only part of a restoration where nothing was missing, and let the holes match.
 
         out = image + denoise * (restored - image)      where the mask is 0
@@ -68,6 +76,8 @@ def hold_back(image: Tensor, restored: Tensor, mask: Tensor, denoise: float) -> 
         image, restored: (1, 3, H, W) in [-1, 1]: before and after the networks.
         mask: (1, 1, H, W) of 0 and 1; 1 = damaged.
         denoise: 0 to 1.
+        grain: of the whole photo, of which these are a part from row and column ``start`` on;
+            None: measured here.
 
     Returns:
         (1, 3, H, W) in [-1, 1].
@@ -77,8 +87,9 @@ def hold_back(image: Tensor, restored: Tensor, mask: Tensor, denoise: float) -> 
     outside = image.lerp(restored, denoise)
     if not (mask > 0).any():
         return outside
-    grain = draw_grain(measure_grain(image, mask), restored, mask)
-    inside = (restored + (1 - denoise) * grain).clamp(-1, 1)
+    grain = measure_grain(image, mask) if grain is None else grain
+    drawn = draw_grain(grain, restored, mask, start)
+    inside = (restored + (1 - denoise) * drawn).clamp(-1, 1)
     return torch.where(mask > 0, inside, outside)
 
 

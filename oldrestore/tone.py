@@ -7,6 +7,7 @@ alike, so it can make no seams, invents nothing, and can be turned down or off.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +18,7 @@ THUMBNAIL_PX = 64  # side of the square small copy
 BLACK_RANGE = 0.45  # black and white point move at most this far; of the [0, 1] range
 GAMMA_RANGE = 0.7  # |log gamma| at most
 SATURATION_RANGE = 1.1  # |log saturation| at most
+FIXED_POINT = 2.0**40  # steps of 1 in which rows of a small copy are summed
 SMALLEST_VALUE = 1e-4  # keeps the gradient of a power finite at black
 # a toned print is one curve through colour space: this much chroma may lie off it, of [0, 1]
 TONED_RESIDUAL = 0.015
@@ -141,7 +143,20 @@ def undo_fading(
         strength: 0 to 1; nothing is applied to a photo that is not taken for faded.
         faded_probability: from which on a photo is.
     """
-    small = thumbnail(filled.float())
+    whole = ThumbnailSum(filled.shape[2])
+    whole.add(0, filled.float())
+    small = whole.thumbnail().to(filled.device)
+    curve, applied = estimate_tone(head, small, strength, faded_probability=faded_probability)
+    return (apply_tone(image, curve, applied.strength) if applied.strength else image), applied
+
+
+def estimate_tone(
+    head: ToneHead, small: Tensor, strength: float, *, faded_probability: float
+) -> tuple[ToneCurve, AppliedTone]:
+    """The tone curve of one photo from its small copy (1, 3, 64, 64), and how much to apply.
+
+    The other arguments are those of ``undo_fading``.
+    """
     curve = head(small).common(is_toned(small))
     faded = float(curve.faded)
     strength = strength if faded > faded_probability else 0.0
@@ -153,7 +168,42 @@ def undo_fading(
         gamma=tuple(curve.gamma[0].tolist()),
         saturation=float(curve.saturation),
     )
-    return (apply_tone(image, curve, strength) if strength else image), applied
+    return curve, applied
+
+
+class ThumbnailSum:
+    """``thumbnail`` of one photo that comes in bands of rows, whatever their heights.
+
+    Rows are summed in fixed point, where the order does not matter.
+
+    Args:
+        height: of the photo.
+    """
+
+    def __init__(self, height: int) -> None:
+        self._height = height
+        self._total = torch.zeros(1, 3, THUMBNAIL_PX, THUMBNAIL_PX, dtype=torch.int64)
+
+    def add(self, top: int, rows: Tensor) -> None:
+        """Add rows (1, 3, h, W) in [-1, 1], from ``top`` on; each once."""
+        pooled = F.adaptive_avg_pool2d(rows, (rows.shape[2], THUMBNAIL_PX))
+        fixed = (pooled.double() * FIXED_POINT).round().long().cpu()
+        bottom = top + rows.shape[2]
+        for place, (first, last) in enumerate(self._bins()):
+            if first < bottom and last > top:
+                part = fixed[:, :, max(first, top) - top : min(last, bottom) - top]
+                self._total[:, :, place] += part.sum(dim=2)
+
+    def thumbnail(self) -> Tensor:
+        """(1, 3, 64, 64) float32, after all rows were added."""
+        counts = torch.tensor([last - first for first, last in self._bins()])
+        mean = self._total.double() / (counts[:, None] * FIXED_POINT)
+        return mean.float()
+
+    def _bins(self) -> list[tuple[int, int]]:
+        """The rows of each row of the small copy, as ``adaptive_avg_pool2d`` chooses them."""
+        height, side = self._height, THUMBNAIL_PX
+        return [(i * height // side, -(-(i + 1) * height // side)) for i in range(side)]
 
 
 def _chroma(image: Tensor) -> Tensor:
@@ -186,9 +236,19 @@ def apply_tone(image: Tensor, curve: ToneCurve, strength: Tensor | float = 1.0) 
     gamma = per_channel(curve.gamma**strength)
     saturation = per_channel(curve.saturation**strength)
     levels = ((image + 1) / 2 - black) / (white - black).clamp(min=0.1)
-    value = levels.clamp(SMALLEST_VALUE, 1) ** gamma
+    value = _power(levels.clamp(SMALLEST_VALUE, 1), gamma)
     luma = (value * image.new_tensor(LUMA)[None, :, None, None]).sum(dim=1, keepdim=True)
     return (luma + saturation * (value - luma)).clamp(0, 1) * 2 - 1
+
+
+def _power(base: Tensor, exponent: Tensor) -> Tensor:
+    """base ** exponent; on a CPU by NumPy.
+
+    torch's power has other bits where its threads' shares end than within them.
+    """
+    if base.device.type != "cpu" or base.dtype != torch.float32 or torch.is_grad_enabled():
+        return base**exponent
+    return torch.from_numpy(np.power(base.numpy(), exponent.numpy()))
 
 
 def is_toned(image: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.layers import (
+    Conv1x1,
     Conv3x3,
     ConvNormAct,
     Downsample,
@@ -75,9 +76,9 @@ class Encoder(nn.Module):
             Downsample(half, quarter),
             residual_blocks(quarter, config.quarter_blocks),
         )
-        self.to_mean = nn.Conv2d(quarter, config.latent_channels, 1)
+        self.to_mean = Conv1x1(quarter, config.latent_channels)
         # a linear way round the trunk: fine detail needs no learning to survive
-        self.skip = nn.Conv2d(3 * STRIDE_PX**2, config.latent_channels, 1, bias=False)
+        self.skip = Conv1x1(3 * STRIDE_PX**2, config.latent_channels, bias=False)
 
     def features(self, image: Tensor) -> Tensor:
         """Last features of the trunk, from which mean and spread are read."""
@@ -99,14 +100,14 @@ class Decoder(nn.Module):
         super().__init__()
         half, quarter = config.half_channels, config.quarter_channels
         self.trunk = nn.Sequential(
-            nn.Conv2d(config.latent_channels, quarter, 1),
+            Conv1x1(config.latent_channels, quarter),
             residual_blocks(quarter, config.quarter_blocks),
             Upsample(quarter, half),
             residual_blocks(half, config.half_blocks),
             Conv3x3(half, 12),
             nn.PixelShuffle(2),
         )
-        self.skip = nn.Conv2d(config.latent_channels, 3 * STRIDE_PX**2, 1)
+        self.skip = Conv1x1(config.latent_channels, 3 * STRIDE_PX**2)
 
     def forward(self, latent: Tensor) -> Tensor:
         image: Tensor = self.trunk(latent) + F.pixel_shuffle(self.skip(latent), STRIDE_PX)

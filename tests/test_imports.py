@@ -38,14 +38,24 @@ ALLOWED = {
     "mapping": {"ops", "layers", "attention"},
     "config": {"checkpoint", *NETWORKS},
     "restraint": {"config", "grain"},
+    "networks": {"ops", "device", "layers", "checkpoint", "config", *NETWORKS},
+    "restoration": {"tone"},
+    "tiling": {
+        *("ops", "layers", "attention", "config", "networks", "restoration", "restraint"),
+        *("fill", "grain", "image", "photo_file"),
+        *NETWORKS,
+    },
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
-    "pipeline": {"ops", "device", "layers", "config", "restraint", *NETWORKS, *LEAVES}
-    - {"perceptual"},
-    "files": {"photo_file", "pipeline"},
+    "pipeline": {
+        *("ops", "device", "config", "networks", "restoration", "restraint", "tiling", "tone"),
+        *("fill", "image"),
+    },
+    "files": {"photo_file", "pipeline", "restoration"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "batch": {
-        *("", "checkpoint", "config", "image", "jobs", "photo_file", "pipeline", "restraint"),
+        *("", "checkpoint", "config", "image", "jobs", "networks", "photo_file", "pipeline"),
+        *("restoration", "restraint"),
     },
     "evaluate": {
         "layers",
@@ -68,10 +78,12 @@ ALLOWED = {
         "evaluate",
         "train",
         "published",
+        "tiling",
+        "networks",
         *BELOW_TRAINING,
     },
     "__main__": {"cli"},
-    "": {"pipeline", "image", "restraint"},
+    "": {"pipeline", "image", "restoration", "restraint"},
 }
 HEAVY = (
     "cv2",

@@ -94,7 +94,8 @@ void convolve(const Layer& layer, const Map& source, const Standardise& source_n
   Convolution conv{};
   conv.source = source;
   conv.standardise = source_norm;
-  conv.padding = (target.height - source.height) / 2 + 1;
+  conv.row_padding = (target.height - source.height) / 2 + 1;
+  conv.column_padding = (target.width - source.width) / 2 + 1;
   conv.reflect = layer.reflect;
   conv.weights = layer.weights->data();
   conv.slope = layer.instance_norm ? 1.0f : layer.slope;

@@ -131,7 +131,7 @@ void weight_gradient(const Layer& layer, const Map& source, const Standardise& s
   Convolution conv{};
   conv.source = source;
   conv.standardise = source_norm;
-  conv.padding = 1;
+  conv.row_padding = conv.column_padding = 1;
   conv.reflect = layer.reflect;
   conv.target = gradient;
   const Plan plan(conv, true);

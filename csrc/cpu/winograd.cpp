@@ -76,8 +76,8 @@ Patch patch_of(const Convolution& conv, int64_t b, int64_t y, int64_t x) {
 void load_tiles(const Convolution& conv, const Plan& plan, const Group& group, int64_t row,
                 Channels channels, float* operands, float* strip) {
   const int64_t stride = plan.operand_stride, b = group.sample;
-  const int64_t y = (group.row + row) * kTile - conv.padding;
-  const int64_t x = group.column * kTile - conv.padding;
+  const int64_t y = (group.row + row) * kTile - conv.row_padding;
+  const int64_t x = group.column * kTile - conv.column_padding;
   const int64_t strip_columns = group.columns * kTile + 2;
   const bool is_direct = conv.source.is_vector();
   const float* mean = conv.standardise.mean;

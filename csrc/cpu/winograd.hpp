@@ -68,7 +68,8 @@ struct Standardise {
 struct Convolution {
   Map source;
   Standardise standardise;  // what the source, then is_vector(), goes through before ReLU
-  int64_t padding;          // 1; or 2, with zeros: the target is larger than the source then
+  // 1; 2, with zeros: the target is larger than the source then; 0: the source has its neighbours
+  int64_t row_padding, column_padding;
   bool reflect;             // else zeros, after standardise and ReLU
   const float* weights;     // as `pack` leaves them
   const float* bias;        // (padded channels of the target)

@@ -14,7 +14,7 @@ from typing import Any
 from oldrestore.batch.storage import open_folder, sha256_of
 from oldrestore.checkpoint import read_checkpoint
 from oldrestore.config import restorer_config
-from oldrestore.pipeline import DEFAULT_WEIGHTS
+from oldrestore.networks import DEFAULT_WEIGHTS
 from oldrestore.restraint import OutsideMask, read_wishes
 
 AUTO = "auto"  # a mask of the detector's

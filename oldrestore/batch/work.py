@@ -36,7 +36,8 @@ from oldrestore.batch.storage import (
 )
 from oldrestore.image import Photo, decode, decode_mask
 from oldrestore.photo_file import PhotoError, save
-from oldrestore.pipeline import Restoration, Restorer
+from oldrestore.pipeline import Restorer
+from oldrestore.restoration import Restoration
 
 # of a place for results that takes no more: the next photo would fare no better
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -14,7 +14,7 @@ import oldrestore
 from oldrestore import ops
 from oldrestore.checkpoint import read_checkpoint
 from oldrestore.cli.terminal import DONE
-from oldrestore.pipeline import DEFAULT_WEIGHTS
+from oldrestore.networks import DEFAULT_WEIGHTS
 
 
 def info(

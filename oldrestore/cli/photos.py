@@ -15,6 +15,7 @@ from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
 from oldrestore.files import restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
 from oldrestore.photo_file import Array, open_photo, save
+from oldrestore.tiling.memory import read_memory
 
 COMPARE_ENDING = "-compare.jpg"
 UINT16_TO_UINT8 = 257
@@ -28,6 +29,7 @@ def restore(
     save_mask: Path | None = None,
     compare: Flag = False,
     as_json: Json = False,
+    max_memory: str | None = None,
     wishes: Wishes = Wishes(),
     engine: Engine = Engine(),
 ) -> int:
@@ -39,6 +41,8 @@ def restore(
         save_mask: Write what was taken for damage: a file for one photo, else a folder.
         compare: Write a picture of before and after beside each result.
         as_json: Print one line of JSON for each photo.
+        max_memory: What a photo may take, such as "2GiB"; three quarters of what is free if not
+            given. Large photos are worked on in bands, with the same result.
         wishes: How a photo is restored.
         engine: What runs the networks.
     """
@@ -46,6 +50,7 @@ def restore(
     if wishes.no_mask and save_mask:
         raise UsageError("--no-mask: expected neither --mask nor --save-mask with it")
     given = None if wishes.mask is None else Path(wishes.mask)
+    read_memory(max_memory)
     sources = find_photos(photos, output)
     results = targets(sources, photos, output)
     comparisons = [path.with_name(path.stem + COMPARE_ENDING) for path in results]
@@ -62,6 +67,7 @@ def restore(
             source.path,
             results[index],
             mask=asked,
+            max_memory=max_memory,
             **wishes.options(),
         ):
             number = len(pages) + 1
@@ -95,6 +101,7 @@ def detect(
     output: Annotated[Path, Parameter(alias="-o")],
     as_json: Json = False,
     threshold: float | None = None,
+    max_memory: str | None = None,
     engine: Engine = Engine(),
 ) -> int:
     """Find scratches, spots and tears: write masks, white = damaged.
@@ -104,8 +111,11 @@ def detect(
         output: A file for one photo, else a folder; masks are PNG files named as the photos.
         as_json: Print one line of JSON for each photo.
         threshold: 0 (all is damage) to 1 (nothing is).
+        max_memory: What a photo may take, such as "2GiB"; three quarters of what is free if not
+            given.
         engine: What runs the networks.
     """
+    read_memory(max_memory)
     sources = find_photos(photos, output)
     results = targets(sources, photos, output, ".png")
     check_targets(sources, results)
@@ -115,7 +125,8 @@ def detect(
         pages: list[dict[str, Any]] = []
         with open_photo(sources[index].path) as photo:
             for page in photo.pages():
-                mask = restorer.detect(page.read_all(), threshold=threshold)
+                pixels = page.read_all()
+                mask = restorer.detect(pixels, threshold=threshold, max_memory=max_memory)
                 path = page_path(results[index], len(pages) + 1)
                 damaged = round(float((mask > 0).mean()), 6)
                 pages.append({**_write({"output": (path, mask)}), "damaged": damaged})

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from oldrestore.ops import conv_norm_act as _conv_norm_act
+from oldrestore.ops import conv_rows as _conv_rows
 from oldrestore.ops import instance_norm_act as _instance_norm_act
 from oldrestore.ops import partial_nonlocal as _partial_nonlocal
 from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
-from oldrestore.ops._dispatch import is_static, set_backend, static_control_flow
-from oldrestore.ops._native import freed_memory_kept
+from oldrestore.ops._dispatch import Backend, is_static, set_backend, static_control_flow
+from oldrestore.ops._native import forget_packed_weights, freed_memory_kept
 from oldrestore.ops.conv_norm_act import conv_norm_act
+from oldrestore.ops.conv_rows import BAND_ROWS, conv_rows
 from oldrestore.ops.instance_norm_act import instance_norm_act
 from oldrestore.ops.partial_nonlocal import partial_nonlocal
 from oldrestore.ops.patch_attention import patch_attention
 from oldrestore.ops.residual_block import residual_block
 
 __all__ = [
+    "BAND_ROWS",
     "available",
     "conv_norm_act",
+    "conv_rows",
     "describe",
+    "fastest",
+    "forget_packed_weights",
     "freed_memory_kept",
     "instance_norm_act",
     "is_static",
@@ -35,6 +43,7 @@ _OPERATIONS = {
     module.OPERATION.name: module.OPERATION
     for module in (
         _conv_norm_act,
+        _conv_rows,
         _instance_norm_act,
         _partial_nonlocal,
         _patch_attention,
@@ -55,6 +64,18 @@ def available(name: str, device: torch.device | str = "cpu") -> list[str]:
         raise ValueError(f"name: expected one of {', '.join(_OPERATIONS)}; got {name!r}")
     backends = _OPERATIONS[name].backends
     return [b.name for b in backends if b.missing(torch.device(device)) is None]
+
+
+def fastest(
+    name: str, device: torch.device, *operands: Any, backend: str | None = None, **options: Any
+) -> str:
+    """The backend that operation ``name`` would run these operands by.
+
+    Raises:
+        ValueError: ``backend``, if given, cannot run them.
+    """
+    chosen: Backend = _OPERATIONS[name].choose(backend, device, *operands, **options)
+    return chosen.name
 
 
 def describe(device: torch.device | str = "cpu") -> list[dict[str, str | None]]:

@@ -40,11 +40,20 @@ class PackedWeights:
             packed[is_rotated] = core().PackedWeights(array, is_rotated)
         return packed[is_rotated]
 
+    def clear(self) -> None:
+        """Forget all; they are transformed anew where they are used again."""
+        self._by_weight.clear()
+
     def __len__(self) -> int:
         return len(self._by_weight)
 
 
 packed_weights = PackedWeights()
+
+
+def forget_packed_weights() -> None:
+    """Free the transformed weights: four times the size of those that they were made from."""
+    packed_weights.clear()
 
 
 def core() -> Any:

@@ -8,7 +8,7 @@ and ``cuda`` search on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ def _extend(x: Tensor, patch_size: int) -> Tensor:
     return F.pad(x, (0, -width % patch_size, 0, -height % patch_size), mode="replicate")
 
 
-def _judge_patches(mask: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+def judge_patches(mask: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """Which patches are queries, and which are keys: two (B, rows, columns) of bool."""
     height, width = mask.shape[2:]
     is_damaged = F.avg_pool2d(_extend(_widen(mask), patch_size), patch_size)[:, 0] > DAMAGED_ABOVE
@@ -100,7 +100,7 @@ def _judge_patches(mask: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
 
 def _reference(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
     height, width = x.shape[2:]
-    is_query, is_key = _judge_patches(mask, patch_size)
+    is_query, is_key = judge_patches(mask, patch_size)
     batch, rows, columns = is_key.shape
     tiles = (batch, x.shape[1], rows, patch_size, columns, patch_size)
     blocks = _extend(x, patch_size).reshape(tiles).permute(0, 2, 4, 1, 3, 5)
@@ -124,7 +124,7 @@ def _searched_by(search: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable
     """The operation around one kernel that searches and asks the host for nothing."""
 
     def run(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
-        is_query, is_key = _judge_patches(mask, patch_size)
+        is_query, is_key = judge_patches(mask, patch_size)
         batch, rows, columns = is_key.shape
         tiles = (batch, x.shape[1], rows, patch_size, columns, patch_size)
         blocks = _extend(x.detach(), patch_size).reshape(tiles).permute(0, 2, 4, 3, 5, 1)
@@ -150,16 +150,19 @@ def _copy_patches(x: Tensor, source: Tensor, patch_size: int) -> Tensor:
 @torch.library.custom_op("oldrestore::patch_attention_source", mutates_args=())
 def _find_sources(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
     """For each patch the index of the patch that it becomes, (B, rows, columns) int64."""
-    is_query, is_key = _judge_patches(mask, patch_size)
+    is_query, is_key = judge_patches(mask, patch_size)
     batch, rows, columns = is_key.shape
     source = torch.arange(rows * columns, device=x.device).repeat(batch, 1)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         for sample in range(batch):
             queries = is_query[sample].flatten().nonzero()[:, 0]  # (n,)
-            for start in range(0, len(queries), _chunk_patches(x, patch_size)):
-                some = queries[start : start + _chunk_patches(x, patch_size)]
-                vectors = _extract(x[sample], some, columns, patch_size)
-                source[sample, some] = _closest(vectors, x[sample], is_key[sample], patch_size)
+            for start in range(0, len(queries), chunk_patches(x, patch_size)):
+                some = queries[start : start + chunk_patches(x, patch_size)]
+                vectors = extract_patches(x[sample], some, columns, patch_size)
+                keys = key_chunks(x[sample], is_key[sample], patch_size)
+                columns_of_keys = x.shape[3] // patch_size
+                found = closest_patches(vectors, keys)
+                source[sample, some] = to_grid(found, columns_of_keys, columns)
     return source.view(batch, rows, columns)
 
 
@@ -171,13 +174,13 @@ def _(x: Tensor, mask: Tensor, patch_size: int) -> Tensor:
     return torch.empty(shape, dtype=torch.int64, device=x.device)
 
 
-def _chunk_patches(x: Tensor, patch_size: int) -> int:
+def chunk_patches(x: Tensor, patch_size: int) -> int:
     """How many queries, or keys, are compared at once."""
     floats = SEARCH_BLOCK_BYTES // _widen(x[:0]).element_size()
     return max(1, min(floats // (x.shape[1] * patch_size**2), math.isqrt(floats)))
 
 
-def _extract(x: Tensor, patches: Tensor, columns: int, patch_size: int) -> Tensor:
+def extract_patches(x: Tensor, patches: Tensor, columns: int, patch_size: int) -> Tensor:
     """The named patches of the map (C, H, W), extended over its border: (n, p * p * C)."""
     within = torch.arange(patch_size, device=x.device)
     y = (patches // columns * patch_size)[:, None] + within
@@ -186,24 +189,27 @@ def _extract(x: Tensor, patches: Tensor, columns: int, patch_size: int) -> Tenso
     return _widen(x[:, y[:, :, None], x_[:, None]].permute(1, 2, 3, 0).flatten(1))
 
 
-def _closest(queries: Tensor, x: Tensor, is_key: Tensor, patch_size: int) -> Tensor:
-    """The most similar intact patch of the map for each of the queries (n, p * p * C)."""
+def closest_patches(queries: Tensor, chunks: Iterable[tuple[int, Tensor, Tensor]]) -> Tensor:
+    """The most similar intact patch for each of the queries (n, p * p * C), of ``key_chunks``."""
     units = F.normalize(queries, dim=1, eps=NORM_EPS)
     best = units.new_full((len(units),), -math.inf)
     closest = torch.zeros_like(best, dtype=torch.int64)
-    for first, keys, is_intact in _key_chunks(x, is_key, patch_size):
+    for first, keys, is_intact in chunks:
         norms = torch.linalg.vector_norm(keys, dim=1).clamp(min=NORM_EPS)
         similarity = (units @ keys.T).div_(norms).masked_fill_(~is_intact, -math.inf)
         value, position = similarity.max(dim=1)  # the first of equals, as is > below
         is_better = value > best
         best = torch.where(is_better, value, best)
         closest = torch.where(is_better, first + position, closest)
-    # from an index into the whole patches to one into the grid, which has those of the border
-    whole_columns = x.shape[2] // patch_size
-    return closest // whole_columns * is_key.shape[1] + closest % whole_columns
+    return closest
 
 
-def _key_chunks(x: Tensor, is_key: Tensor, patch_size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def to_grid(patches: Tensor, whole_columns: int, columns: int) -> Tensor:
+    """From indices into the whole patches to those into the grid, which has those of the border."""
+    return patches // whole_columns * columns + patches % whole_columns
+
+
+def key_chunks(x: Tensor, is_key: Tensor, patch_size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Whole patches, some rows of the grid at a time: first index, (n, p * p * C), is intact.
 
     A chunk has one row of patches at least, however large that is.
@@ -212,7 +218,7 @@ def _key_chunks(x: Tensor, is_key: Tensor, patch_size: int) -> Iterator[tuple[in
     blocks = x.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)
     blocks = blocks.permute(1, 2, 3, 4, 0)  # (rows, columns, p, p, C), a view of whole patches
     is_key = is_key[:rows, :columns]
-    step = max(1, _chunk_patches(x[None], patch_size) // columns)
+    step = max(1, chunk_patches(x[None], patch_size) // columns)
     for row in range(0, rows, step):
         is_intact = is_key[row : row + step].flatten()
         if bool(is_intact.any()):

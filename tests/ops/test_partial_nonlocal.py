@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oldrestore.ops import partial_nonlocal
+from oldrestore.ops.streamed_attention import StreamedAttention
 
 MODULE = importlib.import_module("oldrestore.ops.partial_nonlocal")
 SDPA_PATHS = {"biased": 2**62, "gathered": 0}  # from how many logits on keys are gathered
@@ -412,3 +413,22 @@ def test_a_mask_out_of_range_is_named_by_every_backend(backend: str, value: floa
     mask[0, 2] = value
     with pytest.raises(ValueError, match=r"mask: expected values in \[0, 1\], got"):
         partial_nonlocal(query, key, value_, mask, backend=backend)
+
+
+@pytest.mark.parametrize("part", [3, 40])
+@pytest.mark.parametrize("least_mass", [1e-12, 0.3])
+def test_keys_in_parts_give_what_all_at_once_give(part: int, least_mass: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 40, 6, generator=generator) * 2 for _ in range(3))
+    mask = (torch.rand(1, 40, generator=generator) < 0.3).float()
+    kept, lost = mask[0] == 0, mask[0] > 0
+    attention = StreamedAttention(
+        lambda: zip(key[0][kept].split(part), value[0][kept].split(part), strict=True),
+        lambda: iter(key[0][lost].split(part)),
+        least_mass,
+    )
+    found = torch.cat([attention(some) for some in query[0].split(part)])
+    expected = partial_nonlocal(query, key, value, mask, least_mass=least_mass, backend="reference")
+    torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-5)
+    nothing = StreamedAttention(lambda: iter(()), lambda: iter(()), least_mass)
+    assert torch.equal(nothing(query[0]), torch.zeros(40, 6))

@@ -1,0 +1,183 @@
+"""Large photos in bounded memory: seconds, and the most memory of the process.
+
+python benchmarks/bench_tiles.py                            # the table: 24 MP, whole and in bands
+python benchmarks/bench_tiles.py compact 24 1GiB 2          # NETWORK MEGAPIXELS MEMORY THREADS
+python benchmarks/bench_tiles.py compact 24 whole 2         # all at once; needs 10 GB
+python benchmarks/bench_tiles.py windows 100 2GiB 2         # 16 bits, from and to mapped files
+python benchmarks/bench_tiles.py paper 4 1GiB 2             # the published scratch network
+
+Every way runs in a process of its own. "planned" is what `tiling.plan` says beforehand that
+restoring takes; the peak is the whole process's, Python, torch and weights included.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paper_network
+import torch
+from process_memory import peak_megabytes
+
+from oldrestore import pipeline
+from oldrestore.pipeline import Restorer
+from oldrestore.tiling import plan
+from oldrestore.tiling.restoring import Bands
+from oldrestore.tiling.windows import ArrayWindows
+
+WIDE = 1.5  # a photo's width over its height
+TABLE = (("compact", 24, "whole"), ("compact", 24, "1GiB"), ("compact", 24, "2GiB"))
+WHOLE = "whole"
+HOLE_SHARE = 0.02
+
+
+def photo(height: int, width: int, kind: type) -> np.ndarray:
+    """A repeated tile of soft shapes, grain and scratches, which no detector can miss."""
+    side = 1000
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] * (2 * np.pi / side)
+    shades = [0.5 + 0.25 * np.sin(3 * x + i) * np.cos(2 * y) for i in range(3)]
+    tile = np.stack(shades, axis=2) + rng.normal(0, 0.03, (side, side, 3))
+    for _ in range(12):
+        column = int(rng.integers(side))
+        tile[:, column : column + 3] = rng.choice([0.03, 0.97])
+    tile = (tile.clip(0, 1) * np.iinfo(kind).max).astype(kind)
+    repeats = (-(-height // side), -(-width // side), 1)
+    return np.ascontiguousarray(np.tile(tile, repeats)[:height, :width])
+
+
+def sides(megapixels: float) -> tuple[int, int]:
+    height = round((megapixels * 1e6 / WIDE) ** 0.5)
+    return height, round(megapixels * 1e6 / height)
+
+
+def compact(megapixels: float, memory: str) -> dict[str, Any]:
+    """An array of 8 bits through the default network."""
+    restorer, pixels = Restorer.load(device="cpu"), photo(*sides(megapixels), np.uint8)
+    if memory == WHOLE:
+        pipeline.is_best_whole = lambda *_: True
+    result = restorer.restore(pixels, max_memory="1TiB" if memory == WHOLE else memory)
+    return {
+        "seconds": result.seconds,
+        "damaged": result.damaged,
+        "sha256": hashlib.sha256(result.image).hexdigest()[:16],
+    }
+
+
+def windows(megapixels: float, memory: str) -> dict[str, Any]:
+    """A mapped file of 16 bits to another: the photo is never held."""
+    restorer, (height, width) = Restorer.load(device="cpu"), sides(megapixels)
+    with tempfile.TemporaryDirectory() as folder:
+        maps = [
+            np.lib.format.open_memmap(Path(folder) / name, "w+", np.uint16, (height, width, 3))
+            for name in ("in.npy", "out.npy")
+        ]
+        strip = photo(1000, width, np.uint16)
+        for top in range(0, height, 1000):
+            maps[0][top : top + 1000] = strip[: height - top]
+        files = [Unmapped(Path(folder) / name) for name in ("in.npy", "out.npy")]
+        del maps
+        found = restorer.restore_windows(*files, max_memory=memory)
+    return {"seconds": found.seconds, "damaged": found.damaged}
+
+
+class Unmapped:
+    """An array file whose windows are mapped one by one: mapped pages would count as held."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        shown = np.load(path, mmap_mode="r")
+        self.size, self.channels, self.dtype = shown.shape[:2], shown.shape[2], shown.dtype
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        return ArrayWindows(np.load(self._path, mmap_mode="r")).read(top, left, height, width)
+
+    def write(self, top: int, left: int, pixels: np.ndarray) -> None:
+        ArrayWindows(np.load(self._path, mmap_mode="r+")).write(top, left, pixels)
+
+
+def paper(megapixels: float, memory: str) -> dict[str, Any]:
+    """The published scratch network with random weights, a mask of small holes."""
+    restorer = paper_network.restorer()
+    side = round((megapixels * 1e6) ** 0.5 / 8) * 8
+    pixels = photo(side, side, np.uint8)
+    cells = np.random.default_rng(1).random((side // 8, side // 8)) < HOLE_SHARE
+    mask = cells.repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    result = restorer.restore(pixels, mask=mask, max_memory=memory)
+    return {"seconds": result.seconds, "damaged": result.damaged}
+
+
+def measure(network: str, megapixels: float, memory: str, threads: int) -> dict[str, Any]:
+    """In this process."""
+    torch.set_num_threads(threads)
+    planned: list[int] = []
+    needed_bytes = plan.needed_bytes
+
+    def noted(bands: Bands) -> int:
+        planned.append(needed_bytes(bands))
+        return planned[-1]
+
+    plan.needed_bytes = noted
+    before = peak_megabytes()
+    start = time.process_time()
+    found = {"compact": compact, "windows": windows, "paper": paper}[network](megapixels, memory)
+    return {
+        "network": network,
+        "megapixels": megapixels,
+        "memory": memory,
+        "threads": threads,
+        **found,
+        "processor_seconds": time.process_time() - start,
+        "seconds_per_megapixel": found["seconds"] / megapixels,
+        "peak_mb": peak_megabytes(),
+        "peak_mb_before": before,
+        "planned_mb": planned[-1] / 1e6 if planned else None,
+    }
+
+
+def alone(*arguments: str) -> dict[str, Any]:
+    """The same in a process of its own."""
+    command = [sys.executable, str(Path(__file__)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(threads: int) -> None:
+    """Print the ratio to the untiled way, and the peaks."""
+    rows = [alone(name, str(size), memory, str(threads)) for name, size, memory in TABLE]
+    whole = rows[0]
+    columns = ("seconds", "processor s", "of untiled", "peak MB", "planned MB")
+    sys.stdout.write(f"\n| 24 MP, {threads} threads | {' | '.join(columns)} |\n")
+    sys.stdout.write("|---|" + "---:|" * len(columns) + "\n")
+    for row in rows:
+        if row["sha256"] != whole["sha256"]:
+            raise AssertionError(f"{row['memory']}: other pixels than {WHOLE}")
+        planned = "-" if row["memory"] == WHOLE else f"{row['planned_mb']:.0f}"
+        cells = (
+            f"{row['seconds']:.1f}",
+            f"{row['processor_seconds']:.1f}",
+            f"{row['processor_seconds'] / whole['processor_seconds']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            planned,
+        )
+        sys.stdout.write(f"| `{row['memory']}` | {' | '.join(cells)} |\n")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case [("compact" | "windows" | "paper") as network, megapixels, memory, threads]:
+            result = measure(network, float(megapixels), memory, int(threads))
+            sys.stdout.write(json.dumps(result) + "\n")
+        case []:
+            table(min(2, os.cpu_count() or 1))
+        case _:
+            sys.exit(
+                "usage: python bench_tiles.py [compact|windows|paper MEGAPIXELS MEMORY THREADS]"
+            )

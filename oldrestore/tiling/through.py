@@ -1,0 +1,235 @@
+"""The networks as maps made from the top down: every layer by what ``rows`` offers.
+
+``through`` follows the modules as they are; no network knows of it. Each result has the bits that
+the network gives for the whole photo.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oldrestore.attention import PartialNonlocal
+from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock
+from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
+from oldrestore.mask import PaperDetector, ScratchDetector, steady_sigmoid
+from oldrestore.networks import Networks
+from oldrestore.ops import BAND_ROWS, conv_rows, fastest
+from oldrestore.tiling.rows import (
+    Rows,
+    cell_by_cell,
+    cropped,
+    extended,
+    neighbourhood,
+    next_from,
+)
+from oldrestore.vae import Decoder, Encoder
+
+_ROW_PADDING = {"zero": "constant", "zeros": "constant", "reflect": "reflect"}
+
+
+@functools.singledispatch
+def through(network: nn.Module, source: Rows) -> Rows:
+    """What a network or layer makes of a map."""
+    raise NotImplementedError(f"no way to run {type(network).__name__} by rows")
+
+
+@through.register
+def _(network: nn.Sequential, source: Rows) -> Rows:
+    for layer in network:
+        source = through(layer, source)
+    return source
+
+
+@through.register
+def _(layer: nn.PixelUnshuffle, source: Rows) -> Rows:
+    return cell_by_cell([source], layer, scale=1 / layer.downscale_factor)
+
+
+@through.register
+def _(layer: nn.PixelShuffle, source: Rows) -> Rows:
+    return cell_by_cell([source], layer, scale=layer.upscale_factor)
+
+
+@through.register
+def _(layer: Conv1x1, source: Rows) -> Rows:
+    return cell_by_cell([source], layer)
+
+
+@through.register
+def _(layer: Downsample, source: Rows) -> Rows:
+    return cell_by_cell([source], layer, scale=0.5)
+
+
+@through.register
+def _(layer: Conv3x3, source: Rows) -> Rows:
+    return convolved(layer, source, layer.backend, padding=layer.padding_mode)
+
+
+@through.register
+def _(block: ResidualBlock, source: Rows) -> Rows:
+    inner = convolved(block.conv1, source, block.backend, padding=block.padding, slope=0.0)
+    return convolved(block.conv2, inner, block.backend, padding=block.padding, residual=source)
+
+
+@through.register
+def _(encoder: Encoder, source: Rows) -> Rows:
+    features = through(encoder.trunk, source)
+    pixels = cell_by_cell(
+        [source], lambda image: F.pixel_unshuffle(image, STRIDE_PX), scale=1 / STRIDE_PX
+    )
+
+    def mean(found: Tensor, unshuffled: Tensor) -> Tensor:
+        latent: Tensor = encoder.to_mean(found) + encoder.skip(unshuffled)
+        return latent
+
+    return cell_by_cell([features, pixels], mean)
+
+
+@through.register
+def _(decoder: Decoder, source: Rows) -> Rows:
+    skip = cell_by_cell(
+        [source],
+        lambda latent: F.pixel_shuffle(decoder.skip(latent), STRIDE_PX),
+        scale=STRIDE_PX,
+    )
+    return added(through(decoder.trunk, source), skip)
+
+
+@through.register
+def _(detector: ScratchDetector, source: Rows) -> Rows:
+    features = through(detector.encode[0], through(detector.head, source))
+    skips = []
+    for down, encode in zip(detector.down, detector.encode[1:], strict=True):
+        skips.append(features)
+        features = through(encode, through(down, features))
+    for up, decode, skip in zip(
+        reversed(detector.up), reversed(detector.decode), reversed(skips), strict=True
+    ):
+        features = through(decode, added(through(up, features), skip))
+    return through(detector.tail, features)
+
+
+def detected(detector: ScratchDetector | PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
+    """The probability of damage at each pixel of an image (1, 3, H, W) in [-1, 1].
+
+    The published detector sees the whole photo, small, before the first row of it is given.
+    """
+    if isinstance(detector, PaperDetector):
+        return _judged_small(detector, image, dtype)
+    ready = extended(cell_by_cell([image], lambda x: x.to(dtype)), detector.config.align_px)
+    logits = through(detector, ready)
+    return cropped(cell_by_cell([logits], steady_sigmoid), image.height, image.width)
+
+
+def _judged_small(detector: PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
+    height, width = image.height, image.width
+    size = detector.small_size(height, width)
+    # between the two nearest rows, as bilinear interpolation without corners aligned does
+    place = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
+    above = place.long().clamp(max=height - 1)
+    below = (above + 1).clamp(max=height - 1)
+    share = place - above
+    cursor, rows = image.cursor(), []
+    for first, last, part in zip(above.tolist(), below.tolist(), share.tolist(), strict=True):
+        window = cursor.window(first, last + 1, first)
+        rows.append(window[:, :, :1].lerp(window[:, :, -1:], part))
+    small = F.interpolate(
+        torch.cat(rows, dim=2), (size[0], size[1]), mode="bilinear", align_corners=False
+    )
+    cursor.window(height - 1, height)  # the rest is not needed
+    probability: Tensor = detector(small.to(dtype)).sigmoid()
+
+    def make(top: int, bottom: int) -> Tensor:
+        nearest = (torch.arange(top, bottom) * size[0] // height).to(probability.device)
+        wide = F.interpolate(probability, (size[0], width), mode="nearest")
+        return wide.index_select(2, nearest)
+
+    return Rows(height, width, make, band=image.band, ledger=image.ledger)
+
+
+def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:
+    """Encode, map, decode: image with its holes filled, mask -> restored image, not clamped."""
+    latent = through(networks.vae_old_encoder, filled)
+    assert isinstance(networks.mapping, MappingNetwork)
+    return through(networks.vae_clean_decoder, mapped(networks.mapping, latent, mask))
+
+
+def mapped(mapping: MappingNetwork, latent: Rows, mask: Rows) -> Rows:
+    """The mapping network: latent and mask, the latter in pixels -> latent."""
+    cells = cell_by_cell([mask], lambda x: F.pixel_unshuffle(x, STRIDE_PX), scale=1 / STRIDE_PX)
+    both = cell_by_cell([latent, cells], lambda *parts: torch.cat(parts, dim=1))
+    local = through(mapping.before, through(mapping.head, both))
+    core = through(mapping.core_before, through(mapping.down, local))
+    coarse = cell_by_cell([mask], lambda x: F.max_pool2d(x, CELL_PX), scale=1 / CELL_PX)
+    core = through(mapping.core_after, _fused(mapping.nonlocal_block, core, coarse))
+    local = added(through(mapping.up, core), local)
+    tail = mapping.tail
+    return convolved(tail, through(mapping.after, local), tail.backend, residual=latent)
+
+
+def _fused(block: PartialNonlocal, features: Rows, mask: Rows) -> Rows:
+    """The nonlocal block: whole blocks of queries, with the keys around them."""
+    halo = block.halo
+    cursors = features.cursor(), mask.cursor()
+
+    def make(top: int, bottom: int) -> Tensor:
+        above, below = min(halo, top), min(halo, features.height - bottom)
+        keep_from = next_from(bottom, halo, features.height)
+        window = (top - above, bottom + below, keep_from)
+        windows = [cursor.window(*window) for cursor in cursors]
+        out: Tensor = block(*windows, above, below)
+        features.ledger.work(windows[0].nbytes + 2 * out.nbytes)
+        return out
+
+    return Rows(
+        features.height,
+        features.width,
+        make,
+        band=features.band,
+        ledger=features.ledger,
+        step=block.block,
+    )
+
+
+def added(later: Rows, sooner: Rows) -> Rows:
+    """The sum of two maps, of which one is made by way of the other."""
+    return cell_by_cell([later, sooner], torch.add)
+
+
+def convolved(
+    conv: nn.Conv2d,
+    source: Rows,
+    backend: str | None,
+    *,
+    padding: str = "zero",
+    slope: float | None = None,
+    residual: Rows | None = None,
+) -> Rows:
+    """A 3x3 convolution with ReLU or a residual, as ``ops.conv_rows`` defines it."""
+    # chosen for the whole map, or a small band could be convolved in another way than the rest
+    whole = conv.weight.new_empty(()).expand(1, conv.in_channels, source.height, source.width)
+    operands = (whole, conv.weight, conv.bias)
+    named = backend if backend in (None, "cpp", "reference") else "reference"
+    way = fastest("conv_rows", whole.device, *operands, backend=named, norm=None)
+    run: Callable[..., Tensor] = functools.partial(
+        conv_rows,
+        weight=conv.weight,
+        bias=conv.bias,
+        padding="reflect" if padding == "reflect" else "zero",
+        slope=slope,
+        backend=way,
+    )
+    if residual is None:
+        return neighbourhood(source, run, 1, padding=_ROW_PADDING[padding], step=BAND_ROWS)
+
+    def add(window: Tensor, other: Tensor) -> Tensor:
+        return run(window, residual=other)
+
+    return neighbourhood(
+        source, add, 1, padding=_ROW_PADDING[padding], step=BAND_ROWS, residual=residual
+    )
