@@ -252,8 +252,7 @@ class Restorer(Networks):
         pixels = photo.pixels
         restored = torch.empty_like(pixels)
         damage = torch.zeros(photo.batch, 1, *photo.size, dtype=torch.uint8)
-        held = 2 * pixels.nbytes + damage.nbytes
-        found = []
+        held, found = 2 * pixels.nbytes + damage.nbytes, []
         for index in range(photo.batch):
             asked = tensor_source(mask[index].to(torch.uint8)) if isinstance(mask, Tensor) else mask
             bands = Bands(self, tensor_source(pixels[index]), asked, wishes, 0)
