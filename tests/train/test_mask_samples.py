@@ -106,7 +106,7 @@ def test_the_own_damage_of_old_photos_teaches_nothing() -> None:
     logits = torch.zeros(2, 1, 32, 32, requires_grad=True)
     side.detector.forward = lambda _: logits  # type: ignore[method-assign]
     none = torch.zeros(2, 1, 32, 32)
-    ground = torch.zeros(2, 3, 32, 32)
+    ground = -torch.ones(2, 3, 32, 32)
     ground[..., :4, :] = 1
     given = {"degraded": ground, "ground": ground, "label": none, "damaged": none}
     found = side({**given, "is_old": torch.tensor([True, False])})
