@@ -39,7 +39,7 @@ def unfold(x: Tensor, patch_size: int) -> Tensor:
 
 def judge(mask: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """Which patches are queries and which are keys: two (B, N) of bool."""
-    is_query, is_key = DEFINITION._judge_patches(mask, patch_size)
+    is_query, is_key = DEFINITION.judge_patches(mask, patch_size)
     return is_query.flatten(1), is_key.flatten(1)
 
 
