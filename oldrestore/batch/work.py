@@ -35,7 +35,7 @@ from oldrestore.batch.storage import (
     write_file,
 )
 from oldrestore.image import Photo, decode, decode_mask
-from oldrestore.photo_file import PhotoError, save
+from oldrestore.photo_file import Array, Page, PhotoError, open_photo, save
 from oldrestore.pipeline import Restorer
 from oldrestore.restoration import Restoration
 
@@ -154,14 +154,15 @@ class Worker:
             held = self._still_hold(task, inputs)
             if held is not None:
                 return Outcome(task.name, UNCHANGED, inputs, held)
-            before = decode(paths["photo"])
+            page, pixels = _read_page(paths["photo"])
+            before = decode(pixels)
             mask = decode_mask(paths["mask"], before) if "mask" in paths else self._job.mask
         restoration, probability = self._restore(before, mask)
         for kind, (folder, name) in files.items():
             stamp = _stamp(folder, name)
             if entry(name, stamp, inputs[kind]["sha256"]) != inputs[kind]:
                 raise PhotoError(f"{folder.title(name)}: changed while it was read; run again")
-        results = _Results(task, inputs, before, restoration, probability)
+        results = _Results(task, inputs, page, before, restoration, probability)
         record = results.record(self._restorer)
         return Outcome(task.name, DONE, inputs, self._write(results, record), record)
 
@@ -214,7 +215,7 @@ class Worker:
             outputs[kind] = write_file(self._folder_of(kind), name, how)
 
         task, image, maps = results.task, results.restoration.image, results.maps
-        write("photo", task.target, lambda path: save(image, path))
+        write("photo", task.target, lambda path: save(image, path, like=results.page))
         if self._maps is not None:
             for kind, values in maps.present().items():
                 name = f"{task.target}.{kind}.png"
@@ -243,12 +244,14 @@ class _Results:
         self,
         task: Task,
         inputs: Entries,
+        page: Page,
         before: Photo,
         restoration: Restoration,
         probability: torch.Tensor | None,
     ) -> None:
         self.task = task
         self.inputs = inputs
+        self.page = page
         self.before = before
         self.restoration = restoration
         self.after = decode(restoration.image)
@@ -298,6 +301,18 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "pillow": PIL.__version__,
     }
+
+
+def _read_page(path: Path) -> tuple[Page, Array]:
+    """A photo's page and its pixels; a file of more is refused: a batch would lose the others."""
+    with open_photo(path) as photo:
+        if photo.page_count > 1:
+            raise PhotoError(
+                f"has {photo.page_count} pages, of which a batch would lose all but one; restore "
+                "it with `oldrestore restore`, or split it"
+            )
+        (page,) = photo.pages()
+        return page, page.read_all()
 
 
 def _stamp(folder: Folder, name: str) -> Stamp:

@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written(
 def test_a_full_disk_has_its_own_code_and_one_message(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("oldrestore.batch.work.save", full)
