@@ -150,5 +150,11 @@ def test_presets_of_ours_are_as_they_were() -> None:
     assert (settings.plain_latent, settings.smallest_scale, settings.flat_share) == (0, 0.5, 0.5)
     assert preset(VAESettings, "compact", "old") == VAESettings(steps=3000, domain="old")
     assert preset(MaskSettings, "compact").degradation == DegradationSettings(
-        p_undamaged=0.1, p_structured=0.72, p_grey=0.5, p_film=0.35, p_large=0.15
+        p_undamaged=0.1,
+        p_structured=0.72,
+        p_grey=0.5,
+        p_film=0.35,
+        p_large=0.15,
+        p_texture=0.5,
+        p_impulses=0,
     )
