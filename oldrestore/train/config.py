@@ -188,6 +188,8 @@ class MaskSettings(LoopSettings):
     smallest_scale: photos are shrunk down to this before damage is laid on them. Small figures,
         windows and papers look like spots: the detector has to see many that are none.
     native_share: share of the samples that are not shrunk: photos' own pixels.
+    candidates: one to so many crops are drawn for a sample, and the one with the most fine detail
+        is taken: gravel, foliage and foam are what is most easily taken for damage.
     old_share: share of the samples whose ground is a real old photo, if there are any.
     own_damage: probability above which the detector that a run starts from (``init_from``) is
         believed about the own damage of a real old photo, which then teaches nothing.
@@ -214,6 +216,7 @@ class MaskSettings(LoopSettings):
     )
     smallest_scale: float = 0.25
     native_share: float = 0.5
+    candidates: int = 4
     old_share: float = 0.15
     own_damage: float = 0.2
     distractor_share: float = 0.12
@@ -225,6 +228,8 @@ class MaskSettings(LoopSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.candidates < 1:
+            raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
         if self.focal_gamma < 1:  # below, the gradient of what is told right has no bound
             raise ValueError(f"focal_gamma: expected at least 1, got {self.focal_gamma}")
 

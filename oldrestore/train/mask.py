@@ -71,7 +71,11 @@ class LabelledDamage:
             photos, damage = self.old, replace(damage, **ALREADY_OLD)
         is_native = rng.random() < self.settings.native_share
         scale = 1.0 if is_native else self.settings.smallest_scale
-        ground = crop(photos.pick(rng), crop_px, rng, smallest_scale=scale)
+        grounds = [
+            crop(photos.pick(rng), crop_px, rng, smallest_scale=scale)
+            for _ in range(rng.integers(1, self.settings.candidates + 1))
+        ]
+        ground = max(grounds, key=_detail)
         if rng.random() < self.settings.distractor_share:
             ground = add_distractor(ground, rng)
         drawn = sample_degradation(rng, crop_px, crop_px, settings=damage, textures=self.textures)
@@ -84,6 +88,11 @@ class LabelledDamage:
             "ground": ground,
             "is_old": torch.tensor(is_old),
         }
+
+
+def _detail(image: Tensor) -> float:
+    """How much fine detail there is: the mean change from a pixel to the next."""
+    return sum(float(image.diff(dim=dim).abs().mean()) for dim in (-1, -2))
 
 
 class Detection(nn.Module):
@@ -205,7 +214,7 @@ def held_out_crops(
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
     film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
     mixes = (replace(settings.degradation, p_film=0.0, p_large=0.0), film)
-    plain = replace(settings, native_share=1.0, distractor_share=0.0)
+    plain = replace(settings, native_share=1.0, distractor_share=0.0, candidates=1)
     return LabelledDamage(photos, None, plain, mixes, pieces)
 
 

@@ -171,6 +171,7 @@ _PAPER_MASK: Changes = {
     "network": PaperDetectorConfig(),
     "batch": 16,
     "steps": 50_000,
+    "candidates": 1,
     "cross_entropy": 1.0,
     "positive_weight": 5.0,
     "focal": 1.0,

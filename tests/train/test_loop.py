@@ -299,6 +299,11 @@ def test_a_focal_loss_whose_gradient_has_no_bound_is_refused() -> None:
         MaskSettings(focal_gamma=0.5)
 
 
+def test_a_sample_is_of_one_crop_at_least() -> None:
+    with pytest.raises(ValueError, match="candidates: expected at least 1, got 0"):
+        MaskSettings(candidates=0)
+
+
 def test_every_process_needs_real_and_synthetic_old_photos(
     clean_folder: Path, old_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,16 @@ def test_native_crops_are_photos_own_pixels(
     assert (known == 1) == sharp
 
 
+def test_of_several_crops_the_one_with_most_detail_is_taken(clean_folder: Path) -> None:
+    sound = replace(SETTINGS.degradation, p_undamaged=1.0)
+    detail = {}
+    for candidates in (1, 6):
+        settings = replace(SETTINGS, degradation=sound, distractor_share=0.0, candidates=candidates)
+        grounds = draw(damaged_crops(settings, [clean_folder], None), 60)["ground"]
+        detail[candidates] = float(grounds.diff(dim=-1).abs().mean())
+    assert detail[6] > 1.1 * detail[1]
+
+
 def test_what_hardly_shows_teaches_nothing() -> None:
     settings = preset(MaskSettings, "tiny")
     side = Detection(make_detector(settings.network), settings)
