@@ -198,7 +198,7 @@ class MaskSettings(LoopSettings):
     positive_weight: how many times a damaged pixel counts in ``cross_entropy``.
     focal: weight of the focal loss.
     focal_gamma: how fast pixels that are already told right lose their say in ``focal``.
-    dice: weight of the Dice loss.
+    dice: weight of the Dice loss, of a batch's pixels together.
     """
 
     network: DetectorConfig | PaperDetectorConfig = field(default_factory=DetectorConfig)
@@ -216,7 +216,7 @@ class MaskSettings(LoopSettings):
     )
     smallest_scale: float = 0.25
     native_share: float = 0.5
-    candidates: int = 4
+    candidates: int = 3
     old_share: float = 0.15
     own_damage: float = 0.2
     distractor_share: float = 0.12

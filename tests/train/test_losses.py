@@ -59,6 +59,14 @@ def test_dice_is_zero_for_a_certain_right_answer_and_one_for_a_wrong_one() -> No
     assert losses.dice(-certain, label).item() == pytest.approx(1, abs=0.02)
 
 
+def test_dice_counts_pixels_not_samples() -> None:
+    label = torch.zeros(2, 1, 8, 8)
+    label[0] = 1
+    wrong = (label * 2 - 1) * 50
+    wrong[1, 0, 0, 0] = 50  # one pixel of the undamaged sample: a loss of 1/2, sample by sample
+    assert losses.dice(wrong, label).item() == pytest.approx(1 - 129 / 130, abs=1e-6)
+
+
 def test_tone_of_a_toned_photo_is_judged_by_its_brightness() -> None:
     corrected = torch.zeros(2, 3, 2, 2)
     clean = corrected + torch.tensor([0.1, 0.0, -0.1])[None, :, None, None]
