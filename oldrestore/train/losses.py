@@ -1,13 +1,16 @@
 """The losses of all stages, each a function of tensors.
 
-Every function returns a scalar that is the mean over the batch of a per-sample loss. With this the
-gradient of a batch spread over processes is the mean of their gradients.
+Every function but ``dice`` returns a scalar that is the mean over the batch of a per-sample loss.
+With this the gradient of a batch spread over processes is the mean of their gradients; ``dice``, a
+quotient of sums, takes the sums over all processes.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from oldrestore.layers import LUMA
@@ -77,8 +80,10 @@ def dice(logits: Tensor, label: Tensor) -> Tensor:
     with a torn corner, and the cheapest way to please it is to find nothing anywhere.
     """
     probability = logits.sigmoid()
-    both = (probability * label).sum()
-    either = probability.sum() + label.sum()
+    sums = torch.stack([(probability * label).sum(), probability.sum() + label.sum()])
+    if dist.is_initialized():
+        sums = all_reduce(sums)
+    both, either = sums
     return 1 - (2 * both + 1) / (either + 1)
 
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from torch import distributed as dist
-from oldrestore.train import mapping, vae
-from oldrestore.train.config import MappingSettings, VAESettings
+from oldrestore.train import mapping, mask, vae
+from oldrestore.train.config import MappingSettings, MaskSettings, VAESettings
 from oldrestore.train.presets import preset
 from oldrestore.train.data import batches
 from oldrestore.train.loop import Trainer
@@ -34,6 +34,8 @@ stages = [(settings, vae.make_stage(settings, clean=[clean], old=[old]))]
 settings = replace(preset(MappingSettings, "tiny"), trains="all", lsgan=0.1, **common)
 stages.append((settings, mapping.make_stage(
     settings, clean=[clean], vae_old=runs / "old", vae_clean=runs / "clean")))
+settings = replace(preset(MaskSettings, "tiny"), **common)
+stages.append((settings, mask.make_stage(settings, clean=[clean])))
 # the published game: every adversary, spectral norm; no detector, whose batch norm takes the mean
 # of what one process sees, as published
 settings = replace(preset(VAESettings, "paper-tiny", "old"), **common)
@@ -102,9 +104,10 @@ def test_two_processes_have_the_gradient_of_one(
     assert alone.keys() == together.keys()
     assert any("0.latent_discriminator" in name for name in alone)
     assert any("1.mapping.mapping" in name for name in alone)
-    assert any("2.latent_discriminator" in name for name in alone)
-    assert any("3.mapping.mapping.trunk.0.theta" in name for name in alone)
-    assert any("3.discriminator" in name and "original" in name for name in alone)
+    assert any("2.mask.detector" in name for name in alone)
+    assert any("3.latent_discriminator" in name for name in alone)
+    assert any("4.mapping.mapping.trunk.0.theta" in name for name in alone)
+    assert any("4.discriminator" in name and "original" in name for name in alone)
     for name, expected in alone.items():
         # both sum the same float64 terms in another order; a bias that an instance norm takes away
         # again has the roundings of its network for gradient
