@@ -82,9 +82,9 @@ def dice(logits: Tensor, label: Tensor) -> Tensor:
     probability = logits.sigmoid()
     sums = torch.stack([(probability * label).sum(), probability.sum() + label.sum()])
     if dist.is_initialized():
-        sums = all_reduce(sums)
-    both, either = sums
-    return 1 - (2 * both + 1) / (either + 1)
+        sums = all_reduce(sums)  # type: ignore[no-untyped-call]
+    loss: Tensor = 1 - (2 * sums[0] + 1) / (sums[1] + 1)
+    return loss
 
 
 def tone_l1(corrected: Tensor, clean: Tensor, toned: Tensor) -> Tensor:
