@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ WAYS = ("ours", "reference")
 PHOTOS, PHOTO_PX = 24, 512
 WARM_UP = 10  # steps before the clock starts: the queue of batches is then no longer full
 STEPS = 60
+ENDLESS = 10**6  # steps: the learning rate does not fall meanwhile
 
 
 def make_photos(folder: Path) -> None:
@@ -52,20 +52,19 @@ def make_photos(folder: Path) -> None:
 def make_stage(name: str, folder: Path) -> tuple[Stage, LoopSettings]:
     """A stage at the settings of the default network's training."""
     photos = folder / "photos"
-    many = {"steps": 10**6}
     if name == "vae":
-        settings = replace(VAESettings(), domain="old", **many)
+        settings = VAESettings(domain="old", steps=ENDLESS)
         return vae.make_stage(settings, clean=[photos], old=[photos]), settings
     if name == "mask":
-        detector = replace(MaskSettings(), batch=8, crop_px=192, **many)
+        detector = MaskSettings(batch=8, crop_px=192, steps=ENDLESS)
         return mask.make_stage(detector, clean=[photos]), detector
     runs = {domain: folder / domain for domain in ("old", "clean")}
     for domain, run in runs.items():
-        short = replace(VAESettings(), domain=domain, steps=1)
+        short = VAESettings(domain=domain, steps=1)
         Trainer(
             vae.make_stage(short, clean=[photos], old=[photos]), short, run, torch.device("cpu")
         ).run()
-    whole = replace(MappingSettings(), trains="all", **many)
+    whole = MappingSettings(trains="all", steps=ENDLESS)
     stage = mapping.make_stage(whole, clean=[photos], vae_old=runs["old"], vae_clean=runs["clean"])
     return stage, whole
 
