@@ -23,6 +23,8 @@ from oldrestore.layers import (
     residual_blocks,
 )
 
+# of the logits, the part that the photo at half its side gives; not in the files
+COARSE_SHARE = 0.4
 PAPER_SIDE_PX = 256  # the shorter side of what the published detector sees
 # ... and the longest it may get: without a limit a strip of film would be enlarged to gigapixels
 PAPER_LONGEST_PX = 16 * PAPER_SIDE_PX
@@ -41,20 +43,25 @@ class DetectorConfig:
     blocks: tuple[int, ...] = (1, 2, 4, 6)
 
     @property
-    def align_px(self) -> int:
-        """Photos are padded to multiples of this, and tiles start at them."""
+    def cell_px(self) -> int:
+        """The network itself takes sides that are multiples of this."""
         return 1 << len(self.channels)
 
     @property
+    def align_px(self) -> int:
+        """Photos are padded to multiples of this: at half the side they are cells too."""
+        return 2 * self.cell_px
+
+    @property
     def context_px(self) -> int:
-        """How far a pixel can influence the logits."""
+        """How far a pixel can influence the logits of the network."""
         down = sum((2 << i) * 2 * count for i, count in enumerate(self.blocks))
         up = sum((2 << i) * 2 for i in range(len(self.channels) - 1))
         return down + up + 2 + 2
 
 
 class ScratchDetector(nn.Module):
-    """image (B, 3, H, W), sides multiples of ``config.align_px`` -> logits (B, 1, H, W)."""
+    """image (B, 3, H, W), sides multiples of ``config.cell_px`` -> logits (B, 1, H, W)."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -88,8 +95,38 @@ class ScratchDetector(nn.Module):
         return logits
 
     def probability(self, image: Tensor) -> Tensor:
-        """Probability of damage, (B, 1, H, W) in [0, 1]."""
-        return steady_sigmoid(self(image))
+        """Probability of damage, (B, 1, H, W) in [0, 1].
+
+        Seen at the photo's own side and at half of it, where noise is weaker and wide damage
+        narrower. Sides of ``image`` are multiples of ``config.align_px``.
+        """
+        coarse = doubled(self(halved(image)))
+        around = F.pad(coarse, (0, 0, 1, 1), mode="replicate")
+        return steady_sigmoid(joined(smoothed(around), self(image)))
+
+
+def halved(image: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels, step by step: with the same bits in any part of a photo."""
+    upper, lower = image[:, :, ::2], image[:, :, 1::2]
+    rows = upper + lower
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def doubled(logits: Tensor) -> Tensor:
+    """Every pixel as 2 x 2."""
+    return F.interpolate(logits, scale_factor=2, mode="nearest")
+
+
+def smoothed(around: Tensor) -> Tensor:
+    """What ``doubled`` gave, and a row more above and below -> doubled bilinearly."""
+    rows = (around[:, :, :-2] + 2 * around[:, :, 1:-1] + around[:, :, 2:]) / 4
+    wide = F.pad(rows, (1, 1, 0, 0), mode="replicate")
+    return (wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]) / 4
+
+
+def joined(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Logits of both scales, at the finer one's."""
+    return COARSE_SHARE * coarse + (1 - COARSE_SHARE) * fine
 
 
 @dataclass(frozen=True)

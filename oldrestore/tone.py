@@ -5,6 +5,8 @@ drowns that of everything else. It is estimated once from the whole photo and ap
 alike, so it can make no seams, invents nothing, and can be turned down or off.
 """
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,7 +159,7 @@ def estimate_tone(
 
     The other arguments are those of ``undo_fading``.
     """
-    curve = head(small).common(is_toned(small))
+    curve = _rounded(copy.deepcopy(head).double()(small.double())).common(is_toned(small))
     faded = float(curve.faded)
     strength = strength if faded > faded_probability else 0.0
     applied = AppliedTone(
@@ -169,6 +171,11 @@ def estimate_tone(
         saturation=float(curve.saturation),
     )
     return curve, applied
+
+
+def _rounded(curve: ToneCurve) -> ToneCurve:
+    """To float32: sums in another order, as with more threads, then end at the same bits."""
+    return ToneCurve(*(getattr(curve, field.name).float() for field in dataclasses.fields(curve)))
 
 
 class ThumbnailSum:

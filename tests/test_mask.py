@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
-from oldrestore.mask import DetectorConfig, ScratchDetector
+from oldrestore.mask import COARSE_SHARE, DetectorConfig, ScratchDetector
 
 SMALL = DetectorConfig(channels=(4, 6, 8), blocks=(1, 1, 1))
 
@@ -24,10 +25,19 @@ def test_nothing_beyond_the_context_matters(detector: ScratchDetector) -> None:
     other = image.clone()
     other[..., 0] += 1
     changed = (detector(image) != detector(other)).any(dim=1)[0].nonzero()[:, 1].max()
-    assert changed <= SMALL.context_px + SMALL.align_px
+    assert changed <= SMALL.context_px + SMALL.cell_px
     assert changed > SMALL.context_px // 2
 
 
-def test_photos_are_padded_to_the_coarsest_cell() -> None:
-    assert SMALL.align_px == 8
-    assert DetectorConfig().align_px == 16
+def test_photos_are_padded_to_the_coarsest_cell_of_the_small_copy() -> None:
+    assert SMALL.align_px == 16
+    assert DetectorConfig().align_px == 32
+
+
+@torch.no_grad()
+def test_a_photo_is_judged_at_its_own_scale_and_at_half_of_it(detector: ScratchDetector) -> None:
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    small = F.interpolate(image, scale_factor=0.5, mode="area")
+    coarse = F.interpolate(detector(small), scale_factor=2, mode="bilinear", align_corners=False)
+    expected = (COARSE_SHARE * coarse + (1 - COARSE_SHARE) * detector(image)).sigmoid()
+    assert (detector.probability(image) - expected).abs().max() < 1e-6

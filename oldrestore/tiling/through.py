@@ -16,7 +16,15 @@ from torch.nn import functional as F
 from oldrestore.attention import PartialNonlocal
 from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock
 from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
-from oldrestore.mask import PaperDetector, ScratchDetector, steady_sigmoid
+from oldrestore.mask import (
+    PaperDetector,
+    ScratchDetector,
+    doubled,
+    halved,
+    joined,
+    smoothed,
+    steady_sigmoid,
+)
 from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
 from oldrestore.tiling.rows import (
@@ -122,7 +130,9 @@ def detected(detector: ScratchDetector | PaperDetector, image: Rows, dtype: torc
     if isinstance(detector, PaperDetector):
         return _judged_small(detector, image, dtype)
     ready = extended(cell_by_cell([image], lambda x: x.to(dtype)), detector.config.align_px)
-    logits = through(detector, ready)
+    coarse = through(detector, cell_by_cell([ready], halved, scale=0.5))
+    wide = neighbourhood(cell_by_cell([coarse], doubled, scale=2), smoothed, 1, padding="replicate")
+    logits = cell_by_cell([wide, through(detector, ready)], joined)
     return cropped(cell_by_cell([logits], steady_sigmoid), image.height, image.width)
 
 

@@ -219,8 +219,18 @@ def held_out_crops(
 
 
 def probability(detector: Detector, degraded: Tensor) -> Tensor:
-    """At the scale of the crops, to which the published detector brings whole photos."""
-    return torch.cat([detector(few).sigmoid() for few in torch.split(degraded, AT_ONCE)])
+    """As in restoring, if the crops' sides are multiples of what that needs; else at one scale.
+
+    So is the published detector's, which brings photos to the scale of the crops.
+    """
+    return torch.cat([_judge(detector, few) for few in torch.split(degraded, AT_ONCE)])
+
+
+def _judge(detector: Detector, few: Tensor) -> Tensor:
+    if isinstance(detector, ScratchDetector) and few.shape[-1] % detector.config.align_px == 0:
+        return detector.probability(few)
+    found: Tensor = detector(few).sigmoid()
+    return found
 
 
 def score_mixes(detector: Detector, batch: Batch, scores: Sequence[DetectionScores]) -> None:
