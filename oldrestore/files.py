@@ -77,10 +77,12 @@ def restore_pages(
                 result = opened.enter_context(LatePage(written, page))
                 writers: dict[str, Any] = {"result": result}
                 if save_mask is not None:
-                    writers["mask_result"] = _picture(opened, save_mask, number, (*page.size, 1))
+                    writers["mask_result"] = picture_file(
+                        opened, page_path(save_mask, number), (*page.size, 1)
+                    )
                 if compare is not None:
                     shape = page.size[0], 2 * page.size[1], 3
-                    writers["compare"] = _picture(opened, compare, number, shape)
+                    writers["compare"] = picture_file(opened, page_path(compare, number), shape)
                 held = page.held_bytes + sum(writer.held_bytes for writer in writers.values())
                 if compare is not None:
                     writers["result"] = _Compared(page, result, writers.pop("compare"))
@@ -113,7 +115,7 @@ def detect_pages(
     with open_photo(source) as photo:
         for number, page in enumerate(photo.pages(), start=1):
             with ExitStack() as opened:
-                result = _picture(opened, target, number, (*page.size, 1))
+                result = picture_file(opened, page_path(target, number), (*page.size, 1))
                 held = page.held_bytes + result.held_bytes
                 damaged = restorer.detect_windows(page, result, held=held, **options)
             yield damaged
@@ -194,10 +196,7 @@ class _Compared:
         self._picture.write(top, 0, side_by_side(before, pixels))
 
 
-def _picture(
-    opened: ExitStack, path: FilePath, number: int, shape: tuple[int, int, int]
-) -> LatePage:
-    """A picture (H, W, C) of 8 bits of a page, in a file of its own."""
-    file = page_path(path, number)
-    page = ArrayPage(str(file), np.broadcast_to(np.uint8(0), shape), Metadata())
-    return opened.enter_context(LatePage(opened.enter_context(PhotoWriter(file)), page))
+def picture_file(opened: ExitStack, path: Path, shape: tuple[int, int, int]) -> LatePage:
+    """A picture (H, W, C) of 8 bits in a file of its own, until ``opened`` is closed."""
+    page = ArrayPage(str(path), np.broadcast_to(np.uint8(0), shape), Metadata())
+    return opened.enter_context(LatePage(opened.enter_context(PhotoWriter(path)), page))

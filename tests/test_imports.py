@@ -53,7 +53,7 @@ ALLOWED = {
     "jobs": {"photo_file"},
     "batch": {
         *("", "checkpoint", "config", "image", "jobs", "networks", "photo_file", "pipeline"),
-        *("restoration", "restraint"),
+        *("files", "restraint", "tiling"),
     },
     "evaluate": {
         "layers",

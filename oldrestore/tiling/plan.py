@@ -44,6 +44,10 @@ PHOTO_BYTES = 1 / 8 + 64 / BLOCK_PX**2
 GRAIN_BYTES = 40 * 2**20
 
 
+class TooLittleMemoryError(ValueError):
+    """Even the fewest rows at a time need more than is allowed."""
+
+
 def allowed_memory(max_memory: str | int | None, device: torch.device) -> int:
     """The bytes that restoring may take on ``device``; see ``read_memory``."""
     if max_memory is None and device.type == "cuda":
@@ -79,7 +83,7 @@ def choose_band(bands: Bands, budget: int, held: int, there: int = 0) -> Bands:
         there: of these, what the process holds already.
 
     Raises:
-        ValueError: even the fewest rows need more; says how much.
+        TooLittleMemoryError: says how much is needed.
     """
     for band in BANDS:
         needed = held + needed_bytes(dataclasses.replace(bands, band=band, ledger=Ledger()))
@@ -87,7 +91,7 @@ def choose_band(bands: Bands, budget: int, held: int, there: int = 0) -> Bands:
             break
     if needed > budget:
         size = f"{bands.source.height} x {bands.source.width} px"
-        raise ValueError(
+        raise TooLittleMemoryError(
             f"max_memory: a photo of {size} needs {text_of(needed)} at least, got {text_of(budget)}"
         )
     ledger = Ledger()
