@@ -305,5 +305,7 @@ def _like(original: Any, pixels: Tensor) -> Any:
 
 
 def _tensor(array: "np.ndarray[Any, Any]") -> Tensor:
-    """A copy in native byte order."""
+    """In native byte order: the array's own memory where that serves, else a copy."""
+    if array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable:
+        return torch.from_numpy(array)
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

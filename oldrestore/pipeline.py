@@ -279,7 +279,8 @@ class Restorer(Steps):
             mask=None if mask is None else encode_mask(photo, damage),
             tone=tuple(curve for one in found for curve in one.tone),
             seconds=time.perf_counter() - start,
-            damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
+            # torch's mean would copy the whole mask in double precision
+            damaged=None if mask is None else sum(one.damaged or 0.0 for one in found) / len(found),
         )
 
     def detect(
