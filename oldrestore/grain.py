@@ -129,7 +129,8 @@ class GrainSurvey:
         fine = _diagonal_variance(noise, intact)
         self._blocks.append(_Measured(row, columns, variance, fine, brightness))
         for index in range(-self._count % self._every, len(columns), self._every):
-            self._noise.append((self._count + index, noise[index]))
+            # a view would keep the noise of all blocks of the row
+            self._noise.append((self._count + index, noise[index].copy()))
         self._count += len(columns)
         if len(self._noise) > MOST_NOISE_BLOCKS:
             self._every *= 2

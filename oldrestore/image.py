@@ -4,6 +4,7 @@ The first and the last step of the data's way. ``decode`` remembers what came in
 gives the same kind back: same size, type, depth, channels and alpha.
 """
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -185,13 +186,14 @@ def unchanged(photo: Photo) -> Any:
     return original.detach().clone() if isinstance(original, Tensor) else original.copy()
 
 
-def decode_mask(mask: PhotoLike, photo: Photo) -> Tensor:
+def decode_mask(mask: PhotoLike, photo: Photo, name: str = "mask") -> Tensor:
     """Read a mask and check it against its photo.
 
     Args:
         mask: any kind of photo, of one channel (or of equal ones); 0..1, 0..255 or 16 bits; 1 (or
             the most) = damaged; what lies between is rounded. A tensor may be (H, W) or a batch.
         photo: the photo it belongs to.
+        name: what messages call it; a file's is its path.
 
     Returns:
         (B, 1, H, W) float32 of 0 and 1.
@@ -200,7 +202,6 @@ def decode_mask(mask: PhotoLike, photo: Photo) -> Tensor:
         PhotoError: it cannot be read, or its size, channels or values are others.
         TypeError: it is nothing of the above.
     """
-    name = "mask"
     if isinstance(mask, (str, os.PathLike, bytes)):
         name = name_of(mask)
         with open_photo(mask) as file:
@@ -217,15 +218,37 @@ def decode_mask(mask: PhotoLike, photo: Photo) -> Tensor:
     if values.shape[2:] != photo.size or len(values) not in (1, photo.batch):
         got = tuple(values.shape[2:]) if len(values) in (1, photo.batch) else tuple(values.shape)
         raise PhotoError(f"{name}: expected {photo.size} to match photo, got {got}")
-    if values.shape[1] in (2, 4):  # a paint program's alpha says nothing of damage
-        values = values[:, :-1]
-    values = values.to(torch.float32)
-    scale = next((scale for scale in MASK_SCALES if values.max() <= scale), None)
-    if scale is None or not (values >= 0).all():
-        raise PhotoError(f"{name}: expected values in 0..1 or 0..255, 1 or 255 = damaged")
+    values = mask_values(values, name)
+    damaged = values >= mask_scale(float(values.max()), name) / 2
+    return damaged.to(torch.float32).expand(photo.batch, -1, -1, -1)
+
+
+def mask_values(pixels: Tensor, name: str) -> Tensor:
+    """Pixels (B, C, H, W) of a mask, all or some, as one channel (B, 1, H, W) of float32.
+
+    Raises:
+        PhotoError: they have colours, or are no numbers from 0 on.
+    """
+    if pixels.shape[1] in (2, 4):  # a paint program's alpha says nothing of damage
+        pixels = pixels[:, :-1]
+    values = pixels.to(torch.float32)
+    if not (values >= 0).all():
+        mask_scale(math.nan, name)
     if not (values == values[:, :1]).all():
         raise PhotoError(f"{name}: expected one channel or equal ones, got colours")
-    return (values[:, :1] >= scale / 2).to(torch.float32).expand(photo.batch, -1, -1, -1)
+    return values[:, :1]
+
+
+def mask_scale(largest: float, name: str) -> int:
+    """What stands for 1 in a mask, by its largest value; from half of it on, all is damaged.
+
+    Raises:
+        PhotoError: no mask goes that far.
+    """
+    for scale in MASK_SCALES:
+        if largest <= scale:
+            return scale
+    raise PhotoError(f"{name}: expected values in 0..1 or 0..255, 1 or 255 = damaged")
 
 
 def encode_mask(photo: Photo, mask: Tensor) -> Any:
@@ -282,5 +305,7 @@ def _like(original: Any, pixels: Tensor) -> Any:
 
 
 def _tensor(array: "np.ndarray[Any, Any]") -> Tensor:
-    """A copy in native byte order."""
+    """In native byte order: the array's own memory where that serves, else a copy."""
+    if array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable:
+        return torch.from_numpy(array)
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

@@ -9,19 +9,16 @@ a step of its own, estimated once from a small copy. The `paper` networks are th
 holes are painted white and there is no tone step.
 """
 
+import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from oldrestore.config import CompactConfig
-from oldrestore.device import memory_format
-from oldrestore.fill import fill_holes, paint_white
 from oldrestore.image import (
     Photo,
     PhotoLike,
@@ -32,31 +29,29 @@ from oldrestore.image import (
     encode_pixels,
     unchanged,
 )
-from oldrestore.networks import Networks
 from oldrestore.ops import freed_memory_kept
 from oldrestore.restoration import Restoration
 from oldrestore.restraint import OutsideMask, Wishes, hold_back, read_wishes
+from oldrestore.steps import NO_DETECTOR, Steps
 from oldrestore.tiling.plan import allowed_memory, choose_band, is_best_whole
-from oldrestore.tiling.restoring import Bands
+from oldrestore.tiling.restoring import Bands, Take
 from oldrestore.tiling.sources import (
-    Source,
     mask_source,
     photo_source,
     put_rows,
     tensor_source,
     write_mask_rows,
     write_rows,
+    write_share_rows,
 )
 from oldrestore.tiling.windows import WindowReader, WindowWriter
-from oldrestore.tone import AppliedTone, undo_fading
 
 FILLS_NO_HOLES = 'these weights (variant "quality") fill no holes, use weights of another variant'
-NO_DETECTOR = "mask: these weights have no scratch detector; give a mask, or none"
 
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
 
 
-class Restorer(Networks):
+class Restorer(Steps):
     """The networks and the way through them; the same photo always gives the same result.
 
     Reusable; for the arguments see ``Networks``, for a weights file ``Restorer.load``.
@@ -107,7 +102,13 @@ class Restorer(Networks):
                 little memory.
             TypeError: a photo or a mask of an unknown kind.
         """
-        wishes = self._wishes(threshold, denoise, outside_mask, tone, strength)
+        wishes = self._wishes(
+            threshold=threshold,
+            denoise=denoise,
+            outside_mask=outside_mask,
+            tone=tone,
+            strength=strength,
+        )
         budget = allowed_memory(max_memory, self.device)
         if not isinstance(photo, (list, tuple)):
             return self._restore(cast("PhotoLike", photo), mask, wishes, budget)
@@ -125,21 +126,25 @@ class Restorer(Networks):
         *,
         mask: WindowReader | str | None = "auto",
         mask_result: WindowWriter | None = None,
+        probability_result: WindowWriter | None = None,
         threshold: float | None = None,
         denoise: float | None = None,
         outside_mask: OutsideMask = "restore",
         tone: float | None = None,
         strength: float = 1.0,
         max_memory: str | int | None = None,
+        held: int = 0,
         scratch: str | os.PathLike[str] | None = None,
     ) -> Restoration:
-        """Restore a photo of any size that is read and written by windows, and never held.
+        """Restore a photo of any size that is read and written by windows, and held only if small.
 
         Args:
             photo: is read twice, from the top down, in windows of its whole width.
             result: gets windows of the photo's type and channels, from the top down.
-            mask: "auto", None, or the user's own: one channel, where anything but 0 is damaged.
+            mask: "auto", None, or the user's own, with values as ``image.decode_mask`` takes them.
             mask_result: gets what was taken for damage: one channel of uint8, 0 and 255.
+            probability_result: gets what the detector found, if it looks: likewise, 255 = certain.
+            held: bytes of ``max_memory`` that the reader and the writers take by themselves.
             scratch: a folder for what does not fit into memory; None: the system's.
 
         The other arguments and what is raised are those of ``restore``; so is the result.
@@ -148,39 +153,48 @@ class Restorer(Networks):
             Restoration, without image and mask.
         """
         start = time.perf_counter()
-        wishes = self._wishes(threshold, denoise, outside_mask, tone, strength)
-        asked: Source | str | None = None
-        if isinstance(mask, str) or mask is None:
-            asked = self._asked(mask)
-        elif self._asked("own") is not None:
-            asked = mask_source(mask, photo)
-        folder = None if scratch is None else os.fspath(scratch)
-        bands = Bands(self, photo_source(photo), asked, wishes, 0, folder)
-        bands = choose_band(bands, allowed_memory(max_memory, self.device), 0)
-        found = bands.restore(
-            functools.partial(write_rows, result),
-            None if mask_result is None else functools.partial(write_mask_rows, mask_result),
-        )
-        return found.restoration(time.perf_counter() - start)
-
-    def _wishes(
-        self,
-        threshold: float | None,
-        denoise: float | None,
-        outside_mask: OutsideMask,
-        tone: float | None,
-        strength: float,
-    ) -> Wishes:
-        """What is asked for, if these networks can do it."""
-        wishes = read_wishes(
-            self.config,
+        wishes = self._wishes(
             threshold=threshold,
             denoise=denoise,
             outside_mask=outside_mask,
             tone=tone,
             strength=strength,
         )
-        if outside_mask == "keep" and not self.mapping.uses_mask:
+        takes = _takes(result, mask_result, probability_result)
+        budget = allowed_memory(max_memory, self.device)
+        asked, source = self._asked(mask), photo_source(photo)
+        if is_best_whole(self, photo.size, budget):
+            found = self._restore_small(photo, asked, wishes, takes)
+        else:
+            if not (asked is None or _is_auto(asked)):
+                asked = mask_source(asked, photo)
+            folder = None if scratch is None else os.fspath(scratch)
+            bands = choose_band(Bands(self, source, asked, wishes, 0, folder), budget, held)
+            found = bands.restore(*takes).restoration(0.0)
+        return dataclasses.replace(found, seconds=time.perf_counter() - start)
+
+    def _restore_small(
+        self, photo: WindowReader, mask: Any, wishes: Wishes, takes: tuple[Take, Take, Take]
+    ) -> Restoration:
+        """A photo that is read by windows, whole; see ``Bands.restore``."""
+        take, take_mask, take_probability = takes
+        decoded = decode(photo.read(0, 0, *photo.size))
+        if _is_auto(mask):
+            probability = self.damage_probability(decoded.image)
+            take_probability(0, probability.cpu())
+            mask = self.mark_damage(probability, wishes.threshold)
+        elif mask is not None:
+            mask = decode_mask(mask.read(0, 0, *mask.size), decoded, getattr(mask, "name", "mask"))
+        if mask is not None:
+            take_mask(0, mask.cpu().to(torch.uint8))
+        found = self._restore_whole(0.0, decoded, mask, wishes)
+        take(0, decode(found.image).pixels)
+        return dataclasses.replace(found, image=None, mask=None)
+
+    def _wishes(self, **given: Any) -> Wishes:
+        """What is asked for, as ``read_wishes`` takes it, if these networks can do it."""
+        wishes = read_wishes(self.config, **given)
+        if given["outside_mask"] == "keep" and not self.mapping.uses_mask:
             raise ValueError(f'outside_mask: expected "restore"; {FILLS_NO_HOLES}')
         if wishes.tone > 0 and self.tone_head is None:
             raise ValueError("tone: these weights have no tone head; leave it out, or give 0")
@@ -265,7 +279,8 @@ class Restorer(Networks):
             mask=None if mask is None else encode_mask(photo, damage),
             tone=tuple(curve for one in found for curve in one.tone),
             seconds=time.perf_counter() - start,
-            damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
+            # torch's mean would copy the whole mask in double precision
+            damaged=None if mask is None else sum(one.damaged or 0.0 for one in found) / len(found),
         )
 
     def detect(
@@ -286,7 +301,7 @@ class Restorer(Networks):
         decoded = decode(photo)
         if self.detector is None:
             raise ValueError(NO_DETECTOR)
-        wishes = self._wishes(threshold, None, "restore", 0.0, strength=0.0)
+        wishes = self._wishes_to_detect(threshold)
         budget = allowed_memory(max_memory, self.device)
         if is_best_whole(self, decoded.size, budget):
             return encode_mask(decoded, self.detect_tensor(decoded.image, wishes.threshold))
@@ -304,96 +319,58 @@ class Restorer(Networks):
         *,
         threshold: float | None = None,
         max_memory: str | int | None = None,
-    ) -> None:
+        held: int = 0,
+    ) -> float:
         """Find damage in a photo that is read by windows; see ``restore_windows``.
 
         Args:
             result: gets one channel of uint8, 0 and 255 = damaged.
-        """
-        if self.detector is None:
-            raise ValueError(NO_DETECTOR)
-        wishes = self._wishes(threshold, None, "restore", 0.0, strength=0.0)
-        bands = Bands(self, photo_source(photo), "auto", wishes, 0)
-        bands = choose_band(bands, allowed_memory(max_memory, self.device), 0)
-        bands.detect(functools.partial(write_mask_rows, result))
-
-    def detect_tensor(self, image: Tensor, threshold: float) -> Tensor:
-        """image (B, 3, H, W) -> mask (B, 1, H, W) of 0 and 1, dilated."""
-        return self.mark_damage(self.damage_probability(image), threshold)
-
-    def mark_damage(self, probability: Tensor, threshold: float) -> Tensor:
-        """What ``damage_probability`` found -> mask (B, 1, H, W) of 0 and 1, dilated."""
-        mask = (probability > threshold).float()
-        radius = self.config.defaults.dilation_px
-        return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
-
-    @freed_memory_kept()
-    @torch.inference_mode()
-    def damage_probability(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> probability of damage (B, 1, H, W); photo by photo."""
-        if self.detector is None:
-            raise ValueError(NO_DETECTOR)
-        found = []
-        for index in range(len(image)):
-            one = image[index, None]
-            padded = _pad(one.to(self.device), self.detector.config.align_px).to(self.dtype)
-            found.append(self.detector.probability(padded)[..., : one.shape[2], : one.shape[3]])
-        return torch.cat(found)
-
-    def restore_tensor(self, image: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
-        """Fill the holes and translate; tone is kept.
-
-        Args:
-            image: (B, 3, H, W) in [-1, 1], sides of 8 px or more.
-            mask: (B, 1, H, W); 1 = damaged.
-            use_nonlocal: whether holes are filled from the rest of the photo.
 
         Returns:
-            (B, 3, H, W) float32 on the restorer's device; clamped to [-1, 1].
+            The share of the pixels that is damaged.
         """
-        image, mask = image.detach().to(self.device), mask.to(self.device)
-        return self.translate(self.fill(image, mask), mask, use_nonlocal=use_nonlocal)
+        if self.detector is None:
+            raise ValueError(NO_DETECTOR)
+        wishes = self._wishes_to_detect(threshold)
+        budget = allowed_memory(max_memory, self.device)
+        damaged, (height, width) = 0, photo.size
 
-    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """What the encoder is shown in place of holes; shapes as ``restore_tensor``."""
-        if isinstance(self.config, CompactConfig):
-            return fill_holes(image, mask)
-        return paint_white(image, mask) if self.mapping.uses_mask else image
+        def take(top: int, mask: Tensor) -> None:
+            nonlocal damaged
+            damaged += int(mask.sum())
+            write_mask_rows(result, top, mask)
 
-    @freed_memory_kept()
-    @torch.inference_mode()
-    def translate(self, filled: Tensor, mask: Tensor, *, use_nonlocal: bool = True) -> Tensor:
-        """Old domain to clean domain: encode, map, decode. Shapes as ``restore_tensor``."""
-        height, width = filled.shape[-2:]
-        layout, cell_px = memory_format(self.device), self.mapping.cell_px
-        operands = [_pad(x, cell_px).to(self.dtype, memory_format=layout) for x in (filled, mask)]
-        self.mapping.use_nonlocal = use_nonlocal
-        run = self._run if use_nonlocal else self._through_networks
-        return run(*operands)[..., :height, :width].float().clamp(-1, 1)
+        if is_best_whole(self, photo.size, budget):
+            image = decode(photo.read(0, 0, height, width)).image
+            take(0, self.detect_tensor(image, wishes.threshold).cpu().to(torch.uint8))
+        else:
+            bands = Bands(self, photo_source(photo), "auto", wishes, 0)
+            choose_band(bands, budget, held).detect(take)
+        return damaged / (height * width)
 
-    @torch.inference_mode()
-    def undo_fading(
-        self, image: Tensor, filled: Tensor, strength: float
-    ) -> tuple[Tensor, AppliedTone]:
-        """Estimate the tone curve of one photo from ``filled`` and apply it to ``image``.
-
-        Args:
-            image, filled: (1, 3, H, W) in [-1, 1].
-            strength: 0 to 1; nothing is applied to a photo that is not taken for faded.
-
-        Raises:
-            ValueError: the weights have no tone head.
-        """
-        if self.tone_head is None:
-            raise ValueError("strength: these weights have no tone head")
-        least = self.config.defaults.faded_probability
-        return undo_fading(self.tone_head, image, filled, strength, faded_probability=least)
+    def _wishes_to_detect(self, threshold: float | None) -> Wishes:
+        return self._wishes(
+            threshold=threshold, denoise=None, outside_mask="restore", tone=0.0, strength=0.0
+        )
 
 
-def _pad(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until both sides are multiples."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+def _takes(
+    result: WindowWriter, mask: WindowWriter | None, probability: WindowWriter | None
+) -> tuple[Take, Take, Take]:
+    """What writes rows of the result, the mask and the probability."""
+
+    def writer(write: Callable[..., None], to: WindowWriter | None) -> Take:
+        return _forget if to is None else functools.partial(write, to)
+
+    return (
+        writer(write_rows, result),
+        writer(write_mask_rows, mask),
+        writer(write_share_rows, probability),
+    )
+
+
+def _forget(_top: int, _rows: Tensor) -> None:
+    """Rows that nobody asked for."""
 
 
 def _is_auto(mask: Any) -> bool:

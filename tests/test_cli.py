@@ -12,7 +12,7 @@ from PIL import Image
 
 import oldrestore
 from oldrestore.cli import run_command
-from oldrestore.cli.photos import side_by_side
+from oldrestore.files import side_by_side
 from oldrestore.pipeline import Restorer
 
 
@@ -311,7 +311,7 @@ def test_an_interrupt_has_its_own_code(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Restorer, "restore", interrupt)
+    monkeypatch.setattr(Restorer, "restore_windows", interrupt)
     command = ["restore", str(scans), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     assert run_command(command) == 130
 

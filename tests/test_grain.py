@@ -1,12 +1,14 @@
 """Grain: what is measured is what is there, and what is drawn is like it, bit for bit the same."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from oldrestore.degradation.unstructured import FilmGrain, add_film_grain
-from oldrestore.grain import draw_grain, grain_field, measure_grain
+from oldrestore.grain import BLOCK_PX, GrainSurvey, draw_grain, grain_field, measure_grain
 
 HEIGHT, WIDTH = 192, 256
 
@@ -131,6 +133,28 @@ def test_photos_without_grain_are_given_none(photo: Tensor) -> None:
     mask = torch.zeros(1, 1, *photo.shape[2:])
     mask[..., 2:6, 2:6] = 1
     assert draw_grain(measure_grain(photo, mask), photo, mask).abs().max() < 1e-3
+
+
+def test_what_a_survey_holds_does_not_grow_with_the_photo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("oldrestore.grain.MOST_NOISE_BLOCKS", 64)
+    rng = np.random.default_rng(0)
+    holes = np.zeros((BLOCK_PX, 2048), bool)
+    holes[4:8, ::100] = True
+    held = []
+    tracemalloc.start()
+    for rows in (8, 64):
+        survey = GrainSurvey(rows * BLOCK_PX, 2048)
+        before, _ = tracemalloc.get_traced_memory()
+        for row in range(rows):
+            image = rng.normal(0, 0.1, (3, BLOCK_PX, 2048)).astype(np.float32)
+            survey.add(row * BLOCK_PX, image, holes, row * BLOCK_PX)
+        held.append(tracemalloc.get_traced_memory()[0] - before)
+    tracemalloc.stop()
+    blocks = 3 * BLOCK_PX**2 * 4 * 64  # and 64 bytes of each block of the photo beside
+    assert held[0] > blocks / 4
+    assert held[1] < blocks + 64 * (2048 // BLOCK_PX) * 64 + 2**20
 
 
 def test_photos_that_are_all_hole_are_given_none() -> None:

@@ -46,16 +46,14 @@ ALLOWED = {
         *NETWORKS,
     },
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
-    "pipeline": {
-        *("ops", "device", "config", "networks", "restoration", "restraint", "tiling", "tone"),
-        *("fill", "image"),
-    },
+    "steps": {"ops", "device", "config", "networks", "fill", "tone"},
+    "pipeline": {"ops", "steps", "restoration", "restraint", "tiling", "image"},
     "files": {"photo_file", "pipeline", "restoration"},
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "batch": {
         *("", "checkpoint", "config", "image", "jobs", "networks", "photo_file", "pipeline"),
-        *("restoration", "restraint"),
+        *("files", "restraint", "tiling"),
     },
     "evaluate": {
         "layers",

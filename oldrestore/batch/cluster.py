@@ -5,14 +5,13 @@ by themselves and send back outcomes alone. A worker that dies is replaced by Ra
 restored anew; a photo that several workers died of is reported as failed.
 """
 
+import dataclasses
 import logging
 import os
 import socket
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -117,7 +116,10 @@ class Cluster:
             warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
             outcomes = photos.map_batches(
                 RestoringActor,
-                fn_constructor_args=(self._job, self._terms, self._weights, self._runtime, threads),
+                fn_constructor_args=(
+                    *(self._job, self._terms, self._weights, self._runtime, threads),
+                    _neighbours(count, threads, gpus),
+                ),
                 batch_size=None,  # a block as it is
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
                 num_cpus=0 if gpus else threads,
@@ -144,7 +146,11 @@ class Cluster:
 
 
 class RestoringActor:
-    """What runs in an actor: the weights are loaded once, then blocks of tasks come."""
+    """What runs in an actor: the weights are loaded once, then blocks of tasks come.
+
+    Args:
+        neighbours: actors that share its machine, itself included; see ``Worker`` for the others.
+    """
 
     def __init__(
         self,
@@ -153,6 +159,7 @@ class RestoringActor:
         weights: "ray.ObjectRef[bytes]",
         runtime: Runtime,
         threads: int,
+        neighbours: int,
     ) -> None:
         import ray
 
@@ -161,8 +168,9 @@ class RestoringActor:
             path.write_bytes(ray.get(weights))
             assert sha256_of(path) == terms.weights_sha256
             restorer = Restorer.load(path, runtime.device, backend=runtime.backend)
-        slot: AbstractContextManager[object] = threading.Lock()
-        self._worker = Worker(restorer, job, terms, slot=slot, threads=threads)
+        share = runtime.share(restorer.device, 1, threads)
+        share = dataclasses.replace(share, max_memory=share.max_memory // neighbours)
+        self._worker = Worker(restorer, job, terms, share)
         self._pool = ThreadPoolExecutor(OVERLAP)
 
     def __call__(self, batch: Columns) -> Columns:
@@ -183,6 +191,17 @@ def _resources() -> dict[str, float]:
     import ray
 
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
+
+
+def _neighbours(actors: int, threads: int, gpus: float) -> int:
+    """How many of the actors may be on one machine, at most."""
+    import ray
+
+    kind, each = ("GPU", gpus) if gpus else ("CPU", threads)
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    most = max((int(resources.get(kind, 0) // each) for resources in alive), default=1)
+    return max(1, min(actors, most))
 
 
 def _remote_args() -> dict[str, Any]:

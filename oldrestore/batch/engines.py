@@ -8,7 +8,6 @@ and nothing goes on writing.
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +15,10 @@ import numpy as np
 import torch
 
 from oldrestore.batch.job import AUTO, Job, Terms
+from oldrestore.batch.pages import Share
 from oldrestore.batch.work import Outcome, Task, Worker
 from oldrestore.pipeline import Restorer
+from oldrestore.tiling.plan import allowed_memory
 
 MOST_EXTRA = 4  # photos that are read or written beside those in the networks, at most
 SMALLEST_PX = 16  # side of the grey picture that tries the job's wishes
@@ -49,12 +50,14 @@ class Runtime:
     slots: photos that are in the networks at a time; None: one for each thread on a CPU, one on a
         GPU.
     threads: of all slots together, on a CPU; None: as many as PyTorch chooses.
+    max_memory: of all slots together, such as "2GiB"; None: three quarters of what is free.
     """
 
     device: str | None = None
     backend: str | None = None
     slots: int | None = None
     threads: int | None = None
+    max_memory: str | None = None
 
     def load(self, job: Job) -> Restorer:
         return Restorer.load(job.weights, self.device, backend=self.backend)
@@ -63,6 +66,11 @@ class Runtime:
         if self.slots is not None:
             return self.slots
         return self.all_threads() if device.type == "cpu" else 1
+
+    def share(self, device: torch.device, slots: int, threads: int) -> Share:
+        """Of each of so many slots on one machine."""
+        memory = allowed_memory(self.max_memory, device) // slots
+        return Share(threading.BoundedSemaphore(slots), threads, memory)
 
     def all_threads(self) -> int:
         return self.threads or torch.get_num_threads()
@@ -92,8 +100,7 @@ class Threads:
         # few photos get more threads each
         slots = max(1, min(self._runtime.slots_on(restorer.device), count))
         threads = max(1, self._runtime.all_threads() // slots)
-        slot: AbstractContextManager[object] = threading.BoundedSemaphore(slots)
-        worker = Worker(restorer, job, terms, slot=slot, threads=threads)
+        worker = Worker(restorer, job, terms, self._runtime.share(restorer.device, slots, threads))
         return run_in_threads(worker, tasks, slots + min(slots, MOST_EXTRA))
 
 

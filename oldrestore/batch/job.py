@@ -52,10 +52,15 @@ class Job:
     def products(self) -> set[str]:
         """Kinds of files that are made of each photo, in the manifest's words."""
         sidecars = {"sidecar", "xmp"} if self.sidecar else set()
-        maps = {"change"} if self.maps else set()
-        maps |= {"mask"} if self.maps and self.mask is not None else set()
-        maps |= {"probability"} if self.maps and self.mask == AUTO else set()
-        return {"photo", *sidecars, *maps}
+        return {"photo", *sidecars, *self.maps_made}
+
+    @property
+    def maps_made(self) -> tuple[str, ...]:
+        """Kinds of maps that are made of each page."""
+        if self.maps is None:
+            return ()
+        found = () if self.mask is None else ("mask",)
+        return ("change", *found, *(("probability",) if self.mask == AUTO else ()))
 
     def wishes(self) -> dict[str, Any]:
         """The options that ``Restorer.restore`` takes."""

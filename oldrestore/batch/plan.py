@@ -7,7 +7,7 @@ from typing import Any
 
 from oldrestore.batch.job import AUTO, Job, excluded_folders, mask_names, stem_of
 from oldrestore.batch.manifest import Manifest, Row
-from oldrestore.batch.maps import KINDS
+from oldrestore.batch.maps import base_of, is_map
 from oldrestore.batch.storage import Folder, Stamp, open_folder
 from oldrestore.batch.work import DONE, FAILED, Task
 from oldrestore.jobs import UnreadableFolder
@@ -151,8 +151,8 @@ class _Comparison:
             return INCOMPLETE
         worst = UNCHANGED
         for kind, known in row.outputs.items():
-            folder = self._maps if kind in KINDS else self._output
-            if kind not in self._job.products or folder is None:
+            folder = self._maps if is_map(kind) else self._output
+            if base_of(kind) not in self._job.products or folder is None:
                 continue  # of an earlier batch that made more
             state = _compare(known, _stamp_or_none(folder, known["name"]), INCOMPLETE)
             worst = max(worst, state, key=(UNCHANGED, TOUCHED, INCOMPLETE).index)

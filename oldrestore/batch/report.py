@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from oldrestore.batch.manifest import Manifest, Row
-from oldrestore.batch.maps import KINDS
+from oldrestore.batch.maps import is_map
 from oldrestore.batch.runner import MANIFEST_NAME
 from oldrestore.batch.storage import Folder, LocalFolder, open_folder
 from oldrestore.batch.work import DONE, FAILED, preview_name
@@ -120,7 +120,7 @@ class _Entries:
         """To the whole pictures and what is said of them."""
         links = {"before": _url(self._source, row.name)}
         for kind, about in row.outputs.items():
-            if kind in KINDS:
+            if is_map(kind):
                 if self._maps is not None:
                     links[kind] = _url(self._maps, about["name"])
             else:

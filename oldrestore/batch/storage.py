@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -222,15 +222,43 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+class NewFiles:
+    """Files that get their names together, when all are written; none of them on an error."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._files: dict[str, tuple[Folder, str, Path]] = {}
+
+    def __enter__(self) -> "NewFiles":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def path(self, kind: str, folder: Folder, name: str) -> Path:
+        """Where to write a file, by its kind."""
+        path = self._stack.enter_context(folder.to_write(name))
+        self._files[kind] = folder, name, path
+        return path
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Give the files their names; returns their entries for the manifest, by kind."""
+        hashes = {kind: sha256_of(path) for kind, (_, _, path) in self._files.items()}
+        self._stack.close()
+        entries = {}
+        for kind, (folder, name, _) in self._files.items():
+            stamp = folder.stamp(name)
+            if stamp is None:
+                raise PhotoError(f"{folder.title(name)}: is gone as soon as it was written")
+            entries[kind] = entry(name, stamp, hashes[kind])
+        return entries
+
+
 def write_file(folder: Folder, name: str, write: Callable[[Path], object]) -> dict[str, Any]:
     """Write a file whole or not at all; returns its entry for the manifest."""
-    with folder.to_write(name) as path:
-        write(path)
-        sha256 = sha256_of(path)
-    stamp = folder.stamp(name)
-    if stamp is None:
-        raise PhotoError(f"{folder.title(name)}: is gone as soon as it was written")
-    return entry(name, stamp, sha256)
+    with NewFiles() as new:
+        write(new.path(name, folder, name))
+        return new.finish()[name]
 
 
 def entry(name: str, stamp: Stamp, sha256: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Worker: one photo of a batch from its file to its results, on any machine.
 
-Reading, hashing and writing run beside the networks of other photos; the networks themselves run
-in a slot, of which there are as many as the cores or the GPU can serve.
+Hashing, and reading and writing of small photos, run beside the networks of other photos; the
+networks themselves run in a slot, of which there are as many as the cores or the GPU can serve.
 """
 
 import dataclasses
@@ -10,8 +10,7 @@ import functools
 import hashlib
 import json
 import platform
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,21 +22,29 @@ import torch
 import oldrestore
 from oldrestore.batch.job import AUTO, Job, Terms
 from oldrestore.batch.manifest import now
-from oldrestore.batch.maps import KINDS, make_maps, write_map, write_preview
+from oldrestore.batch.maps import is_map, map_writer, suffix_of, write_preview
+from oldrestore.batch.pages import PageWriter, RestoredPage, Share, record_of, restore_page
 from oldrestore.batch.sidecar import describe, sidecar_names, write_json, write_xmp
 from oldrestore.batch.storage import (
     OWN,
     Folder,
+    NewFiles,
     Stamp,
     entry,
     open_folder,
     sha256_of,
     write_file,
 )
-from oldrestore.image import Photo, decode, decode_mask
-from oldrestore.photo_file import Array, Page, PhotoError, open_photo, save
+from oldrestore.files import LatePage, mask_page, open_masks
+from oldrestore.photo_file import (
+    Page,
+    PhotoError,
+    PhotoFile,
+    PhotoWriter,
+    create_photo,
+    open_photo,
+)
 from oldrestore.pipeline import Restorer
-from oldrestore.restoration import Restoration
 
 # of a place for results that takes no more: the next photo would fare no better
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -105,8 +112,7 @@ class Worker:
     Args:
         restorer: with the job's weights.
         job, terms: what is asked for.
-        slot: is held while the networks run.
-        threads: of the networks on a CPU, in each thread that calls.
+        share: of what there is, for each thread that calls.
     """
 
     def __init__(
@@ -114,15 +120,12 @@ class Worker:
         restorer: Restorer,
         job: Job,
         terms: Terms,
-        *,
-        slot: AbstractContextManager[Any],
-        threads: int,
+        share: Share,
     ) -> None:
         self._restorer = restorer
         self._job = job
         self._terms = terms
-        self._slot = slot
-        self._threads = threads
+        self._share = share
         self._weights = {"name": job.weights_path.name, "sha256": terms.weights_sha256}
         self._source = open_folder(job.source)
         self._output = open_folder(job.output)
@@ -154,17 +157,28 @@ class Worker:
             held = self._still_hold(task, inputs)
             if held is not None:
                 return Outcome(task.name, UNCHANGED, inputs, held)
-            page, pixels = _read_page(paths["photo"])
-            before = decode(pixels)
-            mask = decode_mask(paths["mask"], before) if "mask" in paths else self._job.mask
-        restoration, probability = self._restore(before, mask)
-        for kind, (folder, name) in files.items():
-            stamp = _stamp(folder, name)
-            if entry(name, stamp, inputs[kind]["sha256"]) != inputs[kind]:
-                raise PhotoError(f"{folder.title(name)}: changed while it was read; run again")
-        results = _Results(task, inputs, page, before, restoration, probability)
-        record = results.record(self._restorer)
-        return Outcome(task.name, DONE, inputs, self._write(results, record), record)
+            photo = stack.enter_context(open_photo(paths["photo"]))
+            masks = None
+            if "mask" in paths:
+                masks = stack.enter_context(open_masks(paths["mask"], photo))
+            new = stack.enter_context(NewFiles())
+            path = new.path("photo", self._output, task.target)
+            with create_photo(path, photo) as written:
+                pages = [
+                    self._restore_page(page, number, task, masks, written, new)
+                    for number, page in enumerate(photo.pages(), start=1)
+                ]
+            for kind, (folder, name) in files.items():
+                stamp = _stamp(folder, name)
+                if entry(name, stamp, inputs[kind]["sha256"]) != inputs[kind]:
+                    raise PhotoError(f"{folder.title(name)}: changed while it was read; run again")
+            outputs: Entries = new.finish()
+        preview = functools.partial(write_preview, pages[0].strip)
+        write_file(self._output, preview_name(task.name), preview)
+        record = self._record(pages)
+        if self._job.sidecar:
+            self._write_sidecars(task, inputs, outputs, record)
+        return Outcome(task.name, DONE, inputs, outputs, record)
 
     def _files(self, task: Task) -> dict[str, tuple[Folder, str]]:
         """What is read for a photo, by kind."""
@@ -192,89 +206,59 @@ class Worker:
         return fresh
 
     def _folder_of(self, kind: str) -> Folder:
-        if kind in KINDS:
+        if is_map(kind):
             assert self._maps is not None
             return self._maps
         return self._output
 
-    def _restore(self, before: Photo, mask: Any) -> tuple[Restoration, torch.Tensor | None]:
-        """The networks, in a slot; also the detector's probability, where maps are wanted."""
-        torch.set_num_threads(self._threads)
-        restorer, probability = self._restorer, None
-        with self._slot:
-            if isinstance(mask, str) and self._job.maps is not None:
-                probability = restorer.damage_probability(before.image)
-                mask = restorer.mark_damage(probability, self._terms.options["threshold"])
-            return restorer.restore(before, mask=mask, **self._job.wishes()), probability
-
-    def _write(self, results: "_Results", record: dict[str, Any]) -> Entries:
-        """Write all results; the sidecars last, as they speak of the others."""
-        outputs: Entries = {}
-
-        def write(kind: str, name: str, how: Callable[[Path], object]) -> None:
-            outputs[kind] = write_file(self._folder_of(kind), name, how)
-
-        task, image, maps = results.task, results.restoration.image, results.maps
-        write("photo", task.target, lambda path: save(image, path, like=results.page))
-        if self._maps is not None:
-            for kind, values in maps.present().items():
-                name = f"{task.target}.{kind}.png"
-                write(kind, name, functools.partial(write_map, values))
-        preview = functools.partial(write_preview, results.before, results.after, maps)
-        write_file(self._output, preview_name(task.name), preview)
-        if self._job.sidecar:
-            about = describe(
-                inputs=results.inputs,
-                outputs=outputs,
-                record=record,
-                options=self._terms.options,
-                weights=self._weights,
-                software=versions(),
-                finished=now(),
-            )
-            for kind, name in sidecar_names(task.target).items():
-                write(kind, name, functools.partial(SIDECARS[kind], about))
-        return outputs
-
-
-class _Results:
-    """A restored photo before it is written."""
-
-    def __init__(
+    def _restore_page(
         self,
-        task: Task,
-        inputs: Entries,
         page: Page,
-        before: Photo,
-        restoration: Restoration,
-        probability: torch.Tensor | None,
-    ) -> None:
-        self.task = task
-        self.inputs = inputs
-        self.page = page
-        self.before = before
-        self.restoration = restoration
-        self.after = decode(restoration.image)
-        mask = None
-        if restoration.mask is not None:
-            mask = decode_mask(restoration.mask, self.after)
-        self.maps = make_maps(before, self.after, mask, probability)
+        number: int,
+        task: Task,
+        masks: PhotoFile | None,
+        written: PhotoWriter,
+        new: NewFiles,
+    ) -> RestoredPage:
+        """A page, counted from 1, into the photo that is written and the files of its maps."""
+        mask = self._job.mask if masks is None else mask_page(masks, number)
+        with ExitStack() as opened:
+            writers: dict[str, PageWriter] = {}
+            for kind in self._job.maps_made:
+                kept = kind if number == 1 else f"{kind}-{number}"
+                of_page = task.target if number == 1 else f"{task.target}.page-{number}"
+                name = f"{of_page}.{kind}{suffix_of(page.size)}"
+                path = new.path(kept, self._folder_of(kind), name)
+                writers[kind] = map_writer(opened, path, page.size)
+            writers["photo"] = opened.enter_context(LatePage(written, page))
+            wishes = self._job.wishes()
+            return restore_page(self._restorer, page, mask, writers, self._share, wishes)
 
-    def record(self, restorer: Restorer) -> dict[str, Any]:
+    def _record(self, pages: list[RestoredPage]) -> dict[str, Any]:
         """What was done, for the manifest and the sidecar."""
-        height, width = self.before.size
-        mask = self.maps.mask
+        restorer = self._restorer
         return {
-            "width": width,
-            "height": height,
-            "damaged": None if mask is None else _share(mask > 0),
-            "changed": _share(self.maps.change > 0),
-            "mean_change": round(self.maps.mean_change, 6),
-            "tone": [dataclasses.asdict(curve) for curve in self.restoration.tone],
-            "seconds": round(self.restoration.seconds, 3),
+            **record_of([page.record for page in pages]),
             "device": str(restorer.device),
             "dtype": str(restorer.dtype).removeprefix("torch."),
         }
+
+    def _write_sidecars(
+        self, task: Task, inputs: Entries, outputs: Entries, record: dict[str, Any]
+    ) -> None:
+        """Last, as they speak of the others; adds them to the outputs."""
+        about = describe(
+            inputs=inputs,
+            outputs=outputs,
+            record=record,
+            options=self._terms.options,
+            weights=self._weights,
+            software=versions(),
+            finished=now(),
+        )
+        for kind, name in sidecar_names(task.target).items():
+            write = functools.partial(SIDECARS[kind], about)
+            outputs[kind] = write_file(self._output, name, write)
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -303,18 +287,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _read_page(path: Path) -> tuple[Page, Array]:
-    """A photo's page and its pixels; a file of more is refused: a batch would lose the others."""
-    with open_photo(path) as photo:
-        if photo.page_count > 1:
-            raise PhotoError(
-                f"has {photo.page_count} pages, of which a batch would lose all but one; restore "
-                "it with `oldrestore restore`, or split it"
-            )
-        (page,) = photo.pages()
-        return page, page.read_all()
-
-
 def _stamp(folder: Folder, name: str) -> Stamp:
     stamp = folder.stamp(name)
     if stamp is None:
@@ -324,7 +296,3 @@ def _stamp(folder: Folder, name: str) -> Stamp:
 
 def _contents(entries: Entries) -> dict[str, str]:
     return {kind: about["sha256"] for kind, about in entries.items()}
-
-
-def _share(flags: torch.Tensor) -> float:
-    return round(float(flags.float().mean()), 6)

@@ -19,6 +19,7 @@ from oldrestore.batch.work import Outcome
 from oldrestore.cli.options import Engine, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, INTERRUPTED, STOPPED, progress_bar, say
 from oldrestore.jobs import UsageError
+from oldrestore.tiling.memory import read_memory
 
 MOST_LISTED = 1000  # errors; the manifest and the report have all
 
@@ -36,6 +37,7 @@ def batch(
     workers: int | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
+    max_memory: str | None = None,
     wishes: Wishes = Wishes(),
     runtime: Engine = Engine(),
 ) -> int:
@@ -57,11 +59,14 @@ def batch(
             thread of the CPU, or one for each GPU.
         engine: "local": threads of this process; "ray": the machines of a Ray cluster.
         address: Of the Ray cluster; if not given, the one this machine is in, or a new one on it.
+        max_memory: What all photos in work may take, on each machine, such as "8GiB"; three
+            quarters of what is free if not given.
         wishes: How a photo is restored; a mask is a folder here.
         runtime: What runs the networks.
     """
     wishes.check()
     runtime.check()
+    read_memory(max_memory, "--max-memory")
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: expected 1 or more, got {workers}")
     if address is not None and engine != "ray":
@@ -78,7 +83,8 @@ def batch(
     if dry_run_only:
         return _show(dry_run(job, retry_failed=retry_failed), as_json=as_json)
     device = None if runtime.device == "auto" else runtime.device
-    chosen = _engine(engine, Runtime(device, runtime.backend, workers, runtime.threads), address)
+    resources = Runtime(device, runtime.backend, workers, runtime.threads, max_memory)
+    chosen = _engine(engine, resources, address)
     return _run(job, chosen, retry_failed=retry_failed, as_json=as_json)
 
 

@@ -6,19 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
-from PIL import Image
 
 from oldrestore.cli.options import Engine, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
-from oldrestore.files import restore_pages
+from oldrestore.files import detect_pages, page_path, restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
-from oldrestore.photo_file import Array, open_photo, save
 from oldrestore.tiling.memory import read_memory
 
 COMPARE_ENDING = "-compare.jpg"
-UINT16_TO_UINT8 = 257
 
 
 def restore(
@@ -61,34 +57,31 @@ def restore(
     def run(index: int) -> dict[str, Any]:
         source = sources[index]
         asked = mask_of(source, given) if given else None if wishes.no_mask else "auto"
-        pages: list[dict[str, Any]] = []
-        for page, restoration in restore_pages(
+        beside: dict[str, Path] = {}
+        if save_mask:
+            beside["mask"] = masks[index]
+        if compare:
+            beside["compare"] = comparisons[index]
+        restored = restore_pages(
             restorer,
             source.path,
             results[index],
             mask=asked,
+            save_mask=beside.get("mask"),
+            compare=beside.get("compare"),
             max_memory=max_memory,
             **wishes.options(),
-        ):
-            number = len(pages) + 1
-            damaged = restoration.mask
-            written = {}
-            if save_mask:
-                if damaged is None:
-                    raise ValueError("--save-mask: these weights look for no damage: there is none")
-                written["mask"] = (page_path(masks[index], number), damaged)
-            if compare:
-                pair = side_by_side(page.read_all(), restoration.image)
-                written["compare"] = (page_path(comparisons[index], number), pair)
-            pages.append(
-                {
-                    **_write(written),
-                    "size": page.size[::-1],
-                    "damaged": None if damaged is None else round(float((damaged > 0).mean()), 6),
-                    "tone": [dataclasses.asdict(curve) for curve in restoration.tone],
-                    "seconds": round(restoration.seconds, 3),
-                }
-            )
+        )
+        pages = [
+            {
+                **{kind: str(page_path(path, number)) for kind, path in beside.items()},
+                "size": page.size[::-1],
+                "damaged": None if found.damaged is None else round(found.damaged, 6),
+                "tone": [dataclasses.asdict(curve) for curve in found.tone],
+                "seconds": round(found.seconds, 3),
+            }
+            for number, (page, found) in enumerate(restored, start=1)
+        ]
         return {"output": str(results[index]), **_record(pages)}
 
     return _for_each_photo(sources, run, as_json=as_json)
@@ -122,30 +115,15 @@ def detect(
     restorer = engine.load()
 
     def run(index: int) -> dict[str, Any]:
-        pages: list[dict[str, Any]] = []
-        with open_photo(sources[index].path) as photo:
-            for page in photo.pages():
-                pixels = page.read_all()
-                mask = restorer.detect(pixels, threshold=threshold, max_memory=max_memory)
-                path = page_path(results[index], len(pages) + 1)
-                damaged = round(float((mask > 0).mean()), 6)
-                pages.append({**_write({"output": (path, mask)}), "damaged": damaged})
+        options = {"threshold": threshold, "max_memory": max_memory}
+        shares = detect_pages(restorer, sources[index].path, results[index], **options)
+        pages = [
+            {"output": str(page_path(results[index], number)), "damaged": round(share, 6)}
+            for number, share in enumerate(shares, start=1)
+        ]
         return _record(pages)
 
     return _for_each_photo(sources, run, as_json=as_json)
-
-
-def side_by_side(before: Array, after: Array) -> Array:
-    """One picture, 8-bit RGB, with ``before`` (H, W, C) on the left and ``after`` on the right."""
-    both = np.concatenate([before, after], axis=1)
-    both = (both // UINT16_TO_UINT8).astype(np.uint8) if both.dtype == np.uint16 else both
-    colours = both[:, :, :1] if both.shape[2] <= 2 else both[:, :, :3]
-    return np.broadcast_to(colours, (*both.shape[:2], 3))
-
-
-def page_path(path: Path, number: int) -> Path:
-    """Where what is of a page goes: ``path`` for the first, ``NAME-page-2.png`` for the second."""
-    return path if number == 1 else path.with_name(f"{path.stem}-page-{number}{path.suffix}")
 
 
 def _for_each_photo(
@@ -177,11 +155,3 @@ def _for_each_photo(
 def _record(pages: list[dict[str, Any]]) -> dict[str, Any]:
     """What is told of a photo: of one page as it is, of several in a list."""
     return pages[0] if len(pages) == 1 else {"pages": pages}
-
-
-def _write(pictures: dict[str, tuple[Path, Image.Image | Array]]) -> dict[str, str]:
-    """Save pictures, with their folders; gives their names as text."""
-    for path, picture in pictures.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(picture, path)
-    return {kind: str(path) for kind, (path, _) in pictures.items()}

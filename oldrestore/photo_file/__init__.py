@@ -18,8 +18,9 @@ import warnings
 from collections.abc import Iterator
 
 from oldrestore.photo_file.errors import PhotoError, check_size, name_of
+from oldrestore.photo_file.metadata import Metadata
 from oldrestore.photo_file.ordinary import array_of, info_of, read_ordinary, upright
-from oldrestore.photo_file.page import Array, Page
+from oldrestore.photo_file.page import Array, ArrayPage, Page
 from oldrestore.photo_file.source import PhotoPath, Source
 from oldrestore.photo_file.tiff_read import TiffReader
 from oldrestore.photo_file.write import (
@@ -35,6 +36,8 @@ __all__ = [
     "READ_SUFFIXES",
     "WRITE_FORMATS",
     "Array",
+    "ArrayPage",
+    "Metadata",
     "Page",
     "PageWriter",
     "PhotoError",

@@ -65,6 +65,11 @@ class Page(ABC):
         """Bytes of all pixels."""
         return self.size[0] * self.size[1] * self.channels * self.dtype.itemsize
 
+    @property
+    def held_bytes(self) -> int:
+        """What the process holds of it at most, beside the windows that are read."""
+        return self.nbytes
+
     @abstractmethod
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         """A window of the photo, (height, width, channels).

@@ -191,6 +191,10 @@ class TiffPage(Page):
         )
         self._stored = self._open(source, page, directory)
 
+    @property
+    def held_bytes(self) -> int:
+        return 0 if isinstance(self._stored, RawRows) else min(self.nbytes, CACHE_BYTES)
+
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         self.check_window(top, left, height, width)
         window = stored_window(self._orientation, self.size, (top, left, height, width))

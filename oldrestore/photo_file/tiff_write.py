@@ -228,6 +228,13 @@ class TiffPageWriter:
         ]
 
 
+def pending_bytes(page: Page) -> int:
+    """What waits, at most, until a strip or a row of tiles is full, and once more to grow."""
+    layout = layout_of(page)
+    rows = layout.tile[0] if layout.tile else layout.rows
+    return min(page.nbytes, 2 * rows * (page.nbytes // page.size[0]))
+
+
 def needs_big(decoded_bytes: int) -> bool:
     """Whether a file of so many bytes of pixels may outgrow 4 GiB."""
     return decoded_bytes * WORST_COMPRESSION + TAGS_BYTES > CLASSIC_BYTES

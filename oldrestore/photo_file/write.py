@@ -20,7 +20,7 @@ from oldrestore.photo_file.ordinary import (
     in_kept_mode,
 )
 from oldrestore.photo_file.page import Array, ArrayPage, Page
-from oldrestore.photo_file.tiff_write import TiffWriter, needs_big, order_of
+from oldrestore.photo_file.tiff_write import TiffWriter, needs_big, order_of, pending_bytes
 
 WRITE_FORMATS = {
     ".jpg": "JPEG",
@@ -31,6 +31,7 @@ WRITE_FORMATS = {
     ".webp": "WEBP",
     ".bmp": "BMP",
 }
+MOST_PX = {"JPEG": 65_500, "WEBP": 16_383}  # a side, of what libjpeg and libwebp write
 READ_SUFFIXES = (*WRITE_FORMATS, ".gif", ".jp2", ".pgm", ".ppm")
 
 
@@ -91,13 +92,21 @@ class PhotoWriter:
                 self._file.close()
             self._partial.unlink(missing_ok=True)
 
+    def check_holds(self, page: Page) -> None:
+        """Raise PhotoError if the format has no place for such a page."""
+        _check_holds(self.path, self.format, page)
+
+    def held_bytes(self, page: Page) -> int:
+        """What writing such a page holds at most, beside the windows that come."""
+        return pending_bytes(page) if self.format == "TIFF" else page.nbytes
+
     def add_page(self, page: Page) -> "PageWriter":
         """A writer of the next page: of the size, type, metadata and layout of ``page``.
 
         Raises:
             PhotoError: the format cannot hold it, or it cannot be written.
         """
-        _check_holds(self.path, self.format, page)
+        self.check_holds(page)
         writer: WindowWriter
         with self.naming_errors():
             if self._file is None:
@@ -216,5 +225,7 @@ def _check_holds(path: Path, form: str, page: Page) -> None:
         wrong.append("alpha")
     if page.dtype == np.uint16 and form in ("JPEG", "WEBP", "BMP"):
         wrong.append("16 bits")
+    if max(page.size) > (most := MOST_PX.get(form, max(page.size))):
+        wrong.append(f"sides of over {most} px")
     if wrong:
         raise PhotoError(f"{path}: {form} cannot hold {' and '.join(wrong)}: use .png or .tif")

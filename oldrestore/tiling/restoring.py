@@ -110,9 +110,17 @@ class Bands:
     ledger: Ledger = field(default_factory=Ledger)
 
     @torch.inference_mode()
-    def restore(self, write: Take, write_mask: Take | None = None) -> Survey:
-        """Both passes: pixels to ``write``, the mask (1, 1, h, W), uint8 of 0 and 1, to another."""
-        survey = self.survey(write_mask)
+    def restore(
+        self,
+        write: Take,
+        write_mask: Take | None = None,
+        write_probability: Take | None = None,
+    ) -> Survey:
+        """Both passes: pixels to ``write``, the mask (1, 1, h, W), uint8 of 0 and 1, to another.
+
+        ``write_probability`` gets what the detector found, (1, 1, h, W) in [0, 1], if it looks.
+        """
+        survey = self.survey(write_mask, write_probability)
         try:
             if self.wishes.strength > 0:
                 self.render(survey, write)
@@ -125,12 +133,14 @@ class Bands:
 
     # ---- first pass -----------------------------------------------------------------------------
 
-    def survey(self, write_mask: Take | None = None) -> Survey:
+    def survey(
+        self, write_mask: Take | None = None, write_probability: Take | None = None
+    ) -> Survey:
         """Find and fill damage, and measure what only the whole photo tells."""
         height, width = self.source.height, self.source.width
         found = Survey(pixels=height * width)
         pixels = self.rows(self.source)
-        mask, filled = self.surveyed(pixels)
+        mask, filled = self.surveyed(pixels, write_probability)
         thumbnail = ThumbnailSum(height) if self._wants_tone else None
         grain = GrainSurvey(height, width) if mask and self._wants_grain else None
         halo = GrainSurvey.halo_px
@@ -178,13 +188,15 @@ class Bands:
             transfers.down(found, functools.partial(write_mask, top))
         transfers.finish()
 
-    def surveyed(self, pixels: Rows) -> tuple[Rows | None, Rows]:
+    def surveyed(
+        self, pixels: Rows, write_probability: Take | None = None
+    ) -> tuple[Rows | None, Rows]:
         """The mask, if there is one, and the image with its holes filled."""
         image = cell_by_cell([pixels], image_of)
         if self.mask is None:
             return None, image
         if self.mask == "auto":
-            mask = self._damage(image if self._is_compact else self._apart())
+            mask = self._damage(image if self._is_compact else self._apart(), write_probability)
         else:
             assert isinstance(self.mask, Source)
             mask = self.rows(self.mask)
@@ -196,12 +208,14 @@ class Bands:
         """The image, read once more for who reads all of it at once."""
         return cell_by_cell([self.rows(self.source)], image_of)
 
-    def _damage(self, image: Rows) -> Rows:
+    def _damage(self, image: Rows, write_probability: Take | None = None) -> Rows:
         """What the detector finds, widened: uint8 of 0 and 1."""
         detector, threshold = self.networks.detector, self.wishes.threshold
         radius = self.networks.config.defaults.dilation_px
         assert detector is not None, "callers refuse 'auto' without a detector"
         probability = detected(detector, image, self.networks.dtype)
+        if write_probability is not None:
+            probability = _seen(probability, write_probability)
 
         def widen(found: Tensor) -> Tensor:
             wide = F.max_pool2d((found > threshold).float(), 2 * radius + 1, 1, padding=radius)
@@ -348,3 +362,15 @@ class Bands:
     @property
     def _wants_grain(self) -> bool:
         return self.wishes.denoise < 1 and self.wishes.strength > 0
+
+
+def _seen(source: Rows, take: Take) -> Rows:
+    """The same map; ``take`` gets every row of it on the host, once."""
+    cursor = source.cursor()
+
+    def make(top: int, bottom: int) -> Tensor:
+        rows = cursor.window(top, bottom)
+        take(top, rows.cpu())
+        return rows
+
+    return Rows(source.height, source.width, make, band=source.band, ledger=source.ledger)

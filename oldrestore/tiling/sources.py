@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oldrestore.image import ARRAY_TYPES, CHANNELS
+from oldrestore.image import ARRAY_TYPES, CHANNELS, mask_scale, mask_values
 from oldrestore.photo_file import PhotoError, check_size
 from oldrestore.tiling.windows import WindowReader, WindowWriter
+
+MASK_ROWS = 256  # of a user's mask that are looked at together
+FULL = 255
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,23 @@ def photo_source(reader: WindowReader) -> Source:
 
 
 def mask_source(mask: WindowReader, photo: WindowReader) -> Source:
-    """A mask of one channel that is read by windows: damaged where it is at least half its range.
+    """A mask that is read by windows, as ``image.decode_mask`` reads one; gone through once here.
 
     Raises:
-        PhotoError: it has another size than its photo, or more channels.
+        PhotoError: it has another size than its photo, or its channels or values are no mask's.
     """
-    if tuple(mask.size) != tuple(photo.size) or mask.channels != 1:
-        raise PhotoError(
-            f"mask: expected {tuple(photo.size)} of 1 channel to match photo, "
-            f"got {tuple(mask.size)} of {mask.channels}"
-        )
-    dtype = np.dtype(mask.dtype)
-    half = np.iinfo(dtype).max / 2 if np.issubdtype(dtype, np.integer) else 0.5
+    name = str(getattr(mask, "name", "mask"))
+    if tuple(mask.size) != tuple(photo.size):
+        size = tuple(photo.size)
+        raise PhotoError(f"{name}: expected {size} to match photo, got {tuple(mask.size)}")
+    height, largest = mask.size[0], 0.0
+    for top in range(0, height, MASK_ROWS):
+        rows = _rows(mask, top, min(height, top + MASK_ROWS))
+        largest = max(largest, float(mask_values(rows, name).max()))
+    half = mask_scale(largest, name) / 2
 
     def read(top: int, bottom: int) -> Tensor:
-        return (_rows(mask, top, bottom).float() >= half).to(torch.uint8)
+        return (mask_values(_rows(mask, top, bottom), name) >= half).to(torch.uint8)
 
     return Source(*mask.size, 1, read)
 
@@ -100,4 +105,9 @@ def write_rows(writer: WindowWriter, top: int, rows: Tensor) -> None:
 
 def write_mask_rows(writer: WindowWriter, top: int, mask: Tensor) -> None:
     """Write rows (1, 1, h, W) of 0 and 1 as a window of 0 and 255."""
-    write_rows(writer, top, mask * 255)
+    write_rows(writer, top, mask * FULL)
+
+
+def write_share_rows(writer: WindowWriter, top: int, shares: Tensor) -> None:
+    """Write rows (1, 1, h, W) of values in [0, 1] as a window of uint8."""
+    write_rows(writer, top, (shares.float() * FULL).round_().to(torch.uint8))

@@ -35,7 +35,9 @@ def run(scans: Path, out: Path, weights: Path) -> RunBatch:
         given = {name: options.pop(name) for name in ways if name in options}
         # the untrained detector takes all for damaged, and all damage gives one picture
         usual = {"source": str(scans), "output": str(out), "weights": str(weights), "threshold": 1}
+        memory = options.pop("max_memory", None)
         job = Job(**{**usual, **options})
-        return run_batch(job, Threads(Runtime("cpu", slots=2, threads=2)), **given)
+        runtime = Runtime("cpu", slots=2, threads=2, max_memory=memory)
+        return run_batch(job, Threads(runtime), **given)
 
     return call

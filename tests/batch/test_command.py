@@ -121,7 +121,7 @@ def test_a_full_disk_has_its_own_code_and_one_message(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("oldrestore.batch.work.save", full)
+    monkeypatch.setattr("oldrestore.files.PhotoWriter.add_page", full)
     assert run_command(command) == 3
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2

@@ -14,12 +14,13 @@ from PIL import Image
 
 import oldrestore
 from oldrestore.batch.manifest import Manifest
-from oldrestore.batch.maps import make_maps, write_preview
+from oldrestore.batch.maps import MapsOfPage, write_preview
 from oldrestore.batch.runner import MANIFEST_NAME
 from oldrestore.batch.sidecar import NAMESPACES, describe, write_xmp
 from oldrestore.batch.work import preview_name
 from oldrestore.image import decode
 from oldrestore.pipeline import Restorer
+from oldrestore.tiling.windows import ArrayWindows
 
 NAMES = {prefix: uri for prefix, uri in NAMESPACES.items() if prefix != "x"}
 
@@ -137,20 +138,28 @@ def test_the_smallest_change_of_16_bits_is_a_change() -> None:
     before = np.full((16, 16), 1000, np.uint16)
     after = before.copy()
     after[3, 4] += 1
-    maps = make_maps(decode(before), decode(after), None, None)
-    assert maps.change[3, 4] == 1
-    assert maps.change.sum() == 1
+    change = np.zeros((16, 16), np.uint8)
+    writers = {"photo": ArrayWindows(after.copy()), "change": ArrayWindows(change)}
+    maps = MapsOfPage(ArrayWindows(before), writers)
+    maps.writer("photo").write(0, 0, after[:, :, None])
+    assert change[3, 4] == 1
+    assert change.sum() == 1
+    assert maps.changed == 1 / 256
     assert maps.mean_change == pytest.approx(1 / 65535 / 256, rel=1e-2)
 
 
-def test_the_strip_shows_five_small_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [900, 64, 7])
+def test_the_strip_shows_five_small_pictures(tmp_path: Path, rows: int) -> None:
     before = np.zeros((900, 600, 3), np.uint8)
     after = before.copy()
     after[:450] = 50
-    mask = torch.zeros(1, 1, 900, 600)
-    mask[..., 100, 200] = 1  # a single pixel shows
-    maps = make_maps(decode(before), decode(after), mask, None)
-    write_preview(decode(before), decode(after), maps, tmp_path / "strip.jpg")
+    mask = np.zeros((900, 600, 1), np.uint8)
+    mask[100, 200] = 255  # a single pixel shows
+    maps = MapsOfPage(ArrayWindows(before), {"photo": ArrayWindows(after.copy())})
+    for top in range(0, 900, rows):
+        maps.writer("mask").write(top, 0, mask[top : top + rows])
+        maps.writer("photo").write(top, 0, after[top : top + rows])
+    write_preview(maps.strip(), tmp_path / "strip.jpg")
     strip = pixels(tmp_path / "strip.jpg").astype(int)
     assert strip.shape == (384, 5 * 256, 3)
     tiles = [strip[:, 256 * k : 256 * (k + 1)] for k in range(5)]
@@ -158,6 +167,18 @@ def test_the_strip_shows_five_small_pictures(tmp_path: Path) -> None:
     assert means == pytest.approx([0, 50, 200, 0, 0], abs=2)
     assert tiles[3].max() > 100
     assert tiles[1][250:].max() < 5
+
+
+def test_a_map_of_more_than_a_png_holds_is_a_tiff(
+    run: RunBatch, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oldrestore.batch.maps.PNG_PX", 100)
+    run(maps=str(tmp_path / "tiffs"), threshold=0.5)
+    monkeypatch.undo()
+    run(maps=str(tmp_path / "maps"), output=str(out.with_name("again")), threshold=0.5)
+    for kind in ("change", "mask", "probability"):
+        found = pixels(tmp_path / "tiffs" / f"a.png.{kind}.tif")
+        assert np.array_equal(found, pixels(tmp_path / "maps" / f"a.png.{kind}.png"))
 
 
 def test_every_photo_has_its_strip(run: RunBatch, scans: Path, out: Path) -> None:

@@ -1,10 +1,14 @@
 """What users write for memory, and what the system says is free."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from oldrestore.ops import _dispatch
 from oldrestore.tiling import plan
 from oldrestore.tiling.memory import (
     FREE_SHARE,
@@ -127,3 +131,17 @@ def test_large_photos_are_worked_on_whole_on_gpus_alone() -> None:
     assert not plan.is_best_whole(networks, (4000, 6000), 2**40)  # type: ignore[arg-type]
     networks.device = torch.device("cuda")
     assert plan.is_best_whole(networks, (4000, 6000), 2**40)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(resident_memory() is None, reason="the system does not say what is resident")
+@pytest.mark.skipif(_dispatch.NATIVE is None, reason="the plan is that of the native core")
+def test_what_is_planned_is_what_is_taken() -> None:
+    """By a process of its own, so that nothing that was freed before is used again."""
+    program = str(Path(__file__).with_name("measure_peak.py"))
+    command = [sys.executable, program, "320", "2400", "1GiB"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["planned"] <= 2**30
+    assert found["taken"] <= 1.1 * found["planned"]
+    assert found["taken"] >= 0.4 * found["planned"]  # else large photos would get small bands
