@@ -1,7 +1,7 @@
 """Restorer: the whole way of a photo, top to bottom.
 
     photo -> image -> mask -> fill -> old encoder -> mapping -> clean decoder -> restraint -> tone
-    -> photo
+    -> faces -> photo
 
 The triplet domain translation of Wan et al., CVPR 2020 (arXiv:2004.09484). The `compact` networks
 work at the photo's own resolution; how much of their change is taken is the user's to say; tone is
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from oldrestore.config import CompactConfig
 from oldrestore.device import memory_format
+from oldrestore.face.photo import FaceRows, with_faces
 from oldrestore.fill import fill_holes, paint_white
 from oldrestore.image import (
     Photo,
@@ -52,15 +53,11 @@ from oldrestore.tone import AppliedTone, undo_fading
 
 FILLS_NO_HOLES = 'these weights (variant "quality") fill no holes, use weights of another variant'
 NO_DETECTOR = "mask: these weights have no scratch detector; give a mask, or none"
-
 MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
 
 
 class Restorer(Networks):
-    """The networks and the way through them; the same photo always gives the same result.
-
-    Reusable; for the arguments see ``Networks``, for a weights file ``Restorer.load``.
-    """
+    """The networks (``Networks``) and the way through them; the same photo, the same result."""
 
     @freed_memory_kept()
     def restore(
@@ -136,16 +133,15 @@ class Restorer(Networks):
         """Restore a photo of any size that is read and written by windows, and never held.
 
         Args:
-            photo: is read twice, from the top down, in windows of its whole width.
+            photo: is read twice, from the top down, in windows of its whole width; once more first
+                where faces are looked for.
             result: gets windows of the photo's type and channels, from the top down.
             mask: "auto", None, or the user's own: one channel, where anything but 0 is damaged.
             mask_result: gets what was taken for damage: one channel of uint8, 0 and 255.
             scratch: a folder for what does not fit into memory; None: the system's.
 
-        The other arguments and what is raised are those of ``restore``; so is the result.
-
-        Returns:
-            Restoration, without image and mask.
+        The other arguments, what is raised and the result are those of ``restore``; what is
+        returned is without image and mask.
         """
         start = time.perf_counter()
         wishes = self._wishes(threshold, denoise, outside_mask, tone, strength)
@@ -156,12 +152,17 @@ class Restorer(Networks):
             asked = mask_source(mask, photo)
         folder = None if scratch is None else os.fspath(scratch)
         bands = Bands(self, photo_source(photo), asked, wishes, 0, folder)
-        bands = choose_band(bands, allowed_memory(max_memory, self.device), 0)
-        found = bands.restore(
+        budget, write = (
+            allowed_memory(max_memory, self.device),
             functools.partial(write_rows, result),
+        )
+        faces = FaceRows(self.faces, bands.source, write, wishes.face_strength, budget)
+        bands = choose_band(bands, budget, faces.held_bytes)
+        found = bands.restore(
+            faces.put,
             None if mask_result is None else functools.partial(write_mask_rows, mask_result),
         )
-        return found.restoration(time.perf_counter() - start)
+        return faces.told_in(found.restoration(time.perf_counter() - start))
 
     def _wishes(
         self,
@@ -206,8 +207,10 @@ class Restorer(Networks):
         if not (mask is None or _is_auto(mask)):
             mask = decode_mask(mask, decoded)
         if is_best_whole(self, decoded.size, budget):
-            return self._restore_whole(start, decoded, mask, wishes)
-        return self._restore_bands(start, decoded, mask, wishes, budget)
+            found = self._restore_whole(start, decoded, mask, wishes)
+        else:
+            found = self._restore_bands(start, decoded, mask, wishes, budget)
+        return with_faces(self.faces, decoded, found, wishes.face_strength)
 
     def _restore_whole(
         self, start: float, photo: Photo, mask: Tensor | str | None, wishes: Wishes
@@ -275,10 +278,7 @@ class Restorer(Networks):
         threshold: float | None = None,
         max_memory: str | int | None = None,
     ) -> Any:
-        """Find scratches, spots and tears.
-
-        Args:
-            photo, threshold, max_memory: see ``restore``.
+        """Find scratches, spots and tears; the arguments are those of ``restore``.
 
         Returns:
             The mask, 1 (or 255) = damaged, of the kind of the photo; see ``image.encode_mask``.

@@ -193,7 +193,9 @@ def _files(source: Path) -> list[PublishedFile]:
         ValueError: there is no such source, or it is a damaged archive.
     """
     if source.is_dir():
-        return [PublishedFile(path) for path in sorted(source.rglob("*")) if path.suffix in _ENDINGS]
+        return [
+            PublishedFile(path) for path in sorted(source.rglob("*")) if path.suffix in _ENDINGS
+        ]
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder")
     if zipfile.is_zipfile(source):
@@ -262,7 +264,9 @@ def read_state_dict(content: bytes, name: str) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def _renamed(state: Mapping[str, Tensor], network: nn.Module, file: PublishedFile) -> dict[str, Tensor]:
+def _renamed(
+    state: Mapping[str, Tensor], network: nn.Module, file: PublishedFile
+) -> dict[str, Tensor]:
     """The tensors of a published state dict under our names.
 
     Raises:
@@ -275,7 +279,9 @@ def _renamed(state: Mapping[str, Tensor], network: nn.Module, file: PublishedFil
             raise ValueError(f"{not_it}: missing key {key}{looks_like(state)}")
         expected, got = tuple(ours[own].shape), tuple(state[key].shape)
         if got != expected:
-            raise ValueError(f"{not_it}: {key}: expected shape {expected}, got {got}{looks_like(state)}")
+            raise ValueError(
+                f"{not_it}: {key}: expected shape {expected}, got {got}{looks_like(state)}"
+            )
         if not state[key].isfinite().all():
             raise ValueError(f"{file}: {key}: holds values that are not finite")
     for key in state:

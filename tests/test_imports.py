@@ -38,8 +38,8 @@ ALLOWED = {
     "mapping": {"ops", "layers", "attention"},
     "config": {"checkpoint", *NETWORKS},
     "restraint": {"config", "grain"},
-    "networks": {"ops", "device", "layers", "checkpoint", "config", *NETWORKS},
-    "restoration": {"tone"},
+    "networks": {"ops", "device", "face", "layers", "checkpoint", "config", *NETWORKS},
+    "restoration": {"face", "tone"},
     "tiling": {
         *("ops", "layers", "attention", "config", "networks", "restoration", "restraint"),
         *("fill", "grain", "image", "photo_file"),
@@ -47,7 +47,7 @@ ALLOWED = {
     },
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
     "pipeline": {
-        *("ops", "device", "config", "networks", "restoration", "restraint", "tiling", "tone"),
+        *("ops", "device", "config", "face", "networks", "restoration", "restraint", "tiling", "tone"),
         *("fill", "image"),
     },
     "face": {"checkpoint", "device", "image", "layers", "published"},
@@ -55,7 +55,7 @@ ALLOWED = {
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "batch": {
-        *("", "checkpoint", "config", "image", "jobs", "networks", "photo_file", "pipeline"),
+        *("", "checkpoint", "config", "face", "image", "jobs", "networks", "photo_file", "pipeline"),
         *("restoration", "restraint"),
     },
     "evaluate": {
@@ -76,6 +76,7 @@ ALLOWED = {
         "files",
         "jobs",
         "pipeline",
+        "restoration",
         "restraint",
         "evaluate",
         "train",

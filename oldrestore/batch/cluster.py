@@ -23,6 +23,7 @@ from oldrestore.batch.engines import Runtime, try_wishes
 from oldrestore.batch.job import Job, Terms
 from oldrestore.batch.storage import sha256_of
 from oldrestore.batch.work import FAILED, Outcome, Task, Worker
+from oldrestore.face.stage import face_weights_of
 from oldrestore.jobs import UsageError
 from oldrestore.pipeline import Restorer
 
@@ -81,10 +82,13 @@ class Cluster:
     def start(self, job: Job, terms: Terms) -> None:
         import ray
 
-        try_wishes(Restorer.load(job.weights, "cpu", backend=self._runtime.backend), job)
+        restorer = Restorer.load(job.weights, "cpu", backend=self._runtime.backend, faces="off")
+        try_wishes(restorer, job)
         self._job, self._terms = job, terms
         # machines of a cluster need not share a disk
         self._weights = ray.put(job.weights_path.read_bytes())
+        faces = face_weights_of(job.faces, job.face_weights)
+        self._face_weights = None if faces is None else ray.put(faces.read_bytes())
 
     def run(self, tasks: Iterable[Task], count: int) -> Iterator[Outcome]:
         """All tasks are taken at once; outcomes come in blocks."""
@@ -117,7 +121,13 @@ class Cluster:
             warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
             outcomes = photos.map_batches(
                 RestoringActor,
-                fn_constructor_args=(self._job, self._terms, self._weights, self._runtime, threads),
+                fn_constructor_args=(
+                    self._job,
+                    self._terms,
+                    (self._weights, self._face_weights),
+                    self._runtime,
+                    threads,
+                ),
                 batch_size=None,  # a block as it is
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
                 num_cpus=0 if gpus else threads,
@@ -150,7 +160,7 @@ class RestoringActor:
         self,
         job: Job,
         terms: Terms,
-        weights: "ray.ObjectRef[bytes]",
+        weights: "tuple[ray.ObjectRef[bytes], ray.ObjectRef[bytes] | None]",
         runtime: Runtime,
         threads: int,
     ) -> None:
@@ -158,9 +168,19 @@ class RestoringActor:
 
         with TemporaryDirectory() as folder:
             path = Path(folder) / job.weights_path.name
-            path.write_bytes(ray.get(weights))
+            path.write_bytes(ray.get(weights[0]))
             assert sha256_of(path) == terms.weights_sha256
-            restorer = Restorer.load(path, runtime.device, backend=runtime.backend)
+            faces = None
+            if weights[1] is not None:
+                faces = Path(folder) / "faces"
+                faces.write_bytes(ray.get(weights[1]))
+            restorer = Restorer.load(
+                path,
+                runtime.device,
+                backend=runtime.backend,
+                faces="off" if faces is None else "on",
+                face_weights=faces,
+            )
         slot: AbstractContextManager[object] = threading.Lock()
         self._worker = Worker(restorer, job, terms, slot=slot, threads=threads)
         self._pool = ThreadPoolExecutor(OVERLAP)

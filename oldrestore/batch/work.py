@@ -271,10 +271,14 @@ class _Results:
             "changed": _share(self.maps.change > 0),
             "mean_change": round(self.maps.mean_change, 6),
             "tone": [dataclasses.asdict(curve) for curve in self.restoration.tone],
+            **({"faces": self._faces()} if restorer.faces is not None else {}),
             "seconds": round(self.restoration.seconds, 3),
             "device": str(restorer.device),
             "dtype": str(restorer.dtype).removeprefix("torch."),
         }
+
+    def _faces(self) -> list[dict[str, Any]]:
+        return [face.to_json() for face in self.restoration.faces]
 
 
 def is_full(error: BaseException | None) -> bool:

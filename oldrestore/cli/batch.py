@@ -16,7 +16,7 @@ from oldrestore.batch.job import AUTO, Job
 from oldrestore.batch.plan import LEFT_OUT, Plan
 from oldrestore.batch.runner import Summary, count_reasons, dry_run, run_batch
 from oldrestore.batch.work import Outcome
-from oldrestore.cli.options import Engine, Flag, Json, Wishes
+from oldrestore.cli.options import Engine, FaceWishes, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, INTERRUPTED, STOPPED, progress_bar, say
 from oldrestore.jobs import UsageError
 
@@ -37,6 +37,7 @@ def batch(
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     wishes: Wishes = Wishes(),
+    people: FaceWishes = FaceWishes(),
     runtime: Engine = Engine(),
 ) -> int:
     """Restore all photos below IN into the same tree below OUT.
@@ -58,6 +59,7 @@ def batch(
         engine: "local": threads of this process; "ray": the machines of a Ray cluster.
         address: Of the Ray cluster; if not given, the one this machine is in, or a new one on it.
         wishes: How a photo is restored; a mask is a folder here.
+        people: What is done with faces.
         runtime: What runs the networks.
     """
     wishes.check()
@@ -73,6 +75,8 @@ def batch(
         mask=None if wishes.no_mask else wishes.mask or AUTO,
         sidecar=sidecar,
         maps=save_maps,
+        faces=people.faces,
+        face_weights=None if people.face_weights is None else str(people.face_weights),
         **wishes.options(),
     )
     if dry_run_only:

@@ -10,11 +10,12 @@ import numpy as np
 from cyclopts import Parameter
 from PIL import Image
 
-from oldrestore.cli.options import Engine, Flag, Json, Wishes
+from oldrestore.cli.options import Engine, FaceWishes, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
 from oldrestore.files import restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
 from oldrestore.photo_file import Array, open_photo, save
+from oldrestore.restoration import Restoration
 from oldrestore.tiling.memory import read_memory
 
 COMPARE_ENDING = "-compare.jpg"
@@ -31,6 +32,7 @@ def restore(
     as_json: Json = False,
     max_memory: str | None = None,
     wishes: Wishes = Wishes(),
+    people: FaceWishes = FaceWishes(),
     engine: Engine = Engine(),
 ) -> int:
     """Restore photos.
@@ -44,6 +46,7 @@ def restore(
         max_memory: What a photo may take, such as "2GiB"; three quarters of what is free if not
             given. Large photos are worked on in bands, with the same result.
         wishes: How a photo is restored.
+        people: What is done with faces.
         engine: What runs the networks.
     """
     wishes.check()
@@ -56,7 +59,7 @@ def restore(
     comparisons = [path.with_name(path.stem + COMPARE_ENDING) for path in results]
     masks = targets(sources, photos, save_mask, ".png") if save_mask else []
     check_targets(sources, [*results, *masks, *(comparisons if compare else [])])
-    restorer = engine.load()
+    restorer = engine.load(people.faces, people.face_weights)
 
     def run(index: int) -> dict[str, Any]:
         source = sources[index]
@@ -86,6 +89,7 @@ def restore(
                     "size": page.size[::-1],
                     "damaged": None if damaged is None else round(float((damaged > 0).mean()), 6),
                     "tone": [dataclasses.asdict(curve) for curve in restoration.tone],
+                    **({"faces": _faces(restoration)} if restorer.faces is not None else {}),
                     "seconds": round(restoration.seconds, 3),
                 }
             )
@@ -172,6 +176,10 @@ def _for_each_photo(
                 print(json.dumps(record), flush=True)
             progress.advance(task)
     return code
+
+
+def _faces(restoration: Restoration) -> list[dict[str, Any]]:
+    return [face.to_json() for face in restoration.faces]
 
 
 def _record(pages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -106,12 +106,13 @@ class FaceGenerator(nn.Module):
         side = self.config.side_px
         if tuple(image.shape[1:]) != (3, side, side):
             raise ValueError(f"image: expected (B, 3, {side}, {side}), got {tuple(image.shape)}")
-        x = self.start(_resized(image, [side >> HALVINGS] * 2))
+        x: Tensor = self.start(_resized(image, [side >> HALVINGS] * 2))
         for block, is_doubled in zip(self.blocks, DOUBLED, strict=True):
             x = block(x, image)
             if is_doubled:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return torch.tanh(self.tail(F.leaky_relu(x, SLOPE)))
+        enhanced: Tensor = self.tail(F.leaky_relu(x, SLOPE))
+        return torch.tanh(enhanced)
 
 
 def _resized(face: Tensor, size: list[int]) -> Tensor:
