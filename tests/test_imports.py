@@ -47,7 +47,17 @@ ALLOWED = {
     },
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
     "pipeline": {
-        *("ops", "device", "config", "face", "networks", "restoration", "restraint", "tiling", "tone"),
+        *(
+            "ops",
+            "device",
+            "config",
+            "face",
+            "networks",
+            "restoration",
+            "restraint",
+            "tiling",
+            "tone",
+        ),
         *("fill", "image"),
     },
     "face": {"checkpoint", "device", "image", "layers", "published"},
@@ -55,10 +65,21 @@ ALLOWED = {
     "degradation": {"ops", "image", "photo_file"},  # the last two for folders of photos
     "jobs": {"photo_file"},
     "batch": {
-        *("", "checkpoint", "config", "face", "image", "jobs", "networks", "photo_file", "pipeline"),
+        *(
+            "",
+            "checkpoint",
+            "config",
+            "face",
+            "image",
+            "jobs",
+            "networks",
+            "photo_file",
+            "pipeline",
+        ),
         *("restoration", "restraint"),
     },
     "evaluate": {
+        "face",
         "layers",
         "config",
         "pipeline",

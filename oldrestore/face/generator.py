@@ -73,11 +73,11 @@ class SteeredBlock(nn.Module):
             self.norm_shortcut = SteeredNorm(channels_in)
 
     def forward(self, x: Tensor, face: Tensor) -> Tensor:
-        kept = x
+        kept: Tensor = x
         if self.shortcut is not None:
             assert self.norm_shortcut is not None
             kept = self.shortcut(self.norm_shortcut(x, face))
-        out = self.conv1(F.leaky_relu(self.norm1(x, face), SLOPE))
+        out: Tensor = self.conv1(F.leaky_relu(self.norm1(x, face), SLOPE))
         out = self.conv2(F.leaky_relu(self.norm2(out, face), SLOPE))
         return kept + out
 

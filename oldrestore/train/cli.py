@@ -34,7 +34,7 @@ from oldrestore.train.config import (
 )
 from oldrestore.train.loop import Stage, Trainer
 from oldrestore.train.presets import Settings, preset
-from oldrestore.train.release import write_release
+from oldrestore.train.release import write_face_release, write_release
 from oldrestore.train.threshold import choose_threshold
 
 app = App(name="train", help="Train the stages of the triplet, then release them as one file.")
@@ -376,6 +376,18 @@ def release(
     write_release(output, mapping=mapping, mask=mask, tone=tone, about=facts, defaults=changed)
 
 
+def release_face(output: Path, *, face: Path, about: Path | None = None) -> None:
+    """Write a finished face run as a file for --face-weights.
+
+    Args:
+        output: the safetensors file.
+        face: run folder of the stage face.
+        about: JSON file of facts to store: data and licences, scores.
+    """
+    facts = json.loads(about.read_text()) if about is not None else {}
+    write_face_release(output, face=face, about=facts)
+
+
 # cyclopts reads the flags off the annotations; those of the settings are made from their fields
 vae.__annotations__["flags"] = _flags(VAESettings, frozenset({"domain"}))
 mapping.__annotations__["flags"] = _flags(MappingSettings)
@@ -383,5 +395,5 @@ mask.__annotations__["flags"] = threshold.__annotations__["flags"] = _flags(Mask
 tone.__annotations__["flags"] = _flags(ToneSettings)
 face.__annotations__["flags"] = _flags(FaceSettings)
 release.__annotations__["defaults"] = Annotated[_overrides(Defaults) | None, Parameter(name="*")]
-for command in (vae, mapping, mask, threshold, tone, face, release):
+for command in (vae, mapping, mask, threshold, tone, face, release, release_face):
     app.command(command)

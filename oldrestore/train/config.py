@@ -267,6 +267,8 @@ class FaceSettings(LoopSettings):
     variants: in how many ways each portrait is damaged; each is made once and kept.
     pixel: weight of the L1 of pixels.
     perceptual: weight of an ImageNet network's features.
+    distance: weight of the perceptual distance that evaluation measures, by the same network: of
+        features of length 1, all depths alike, so that fine detail counts too.
     """
 
     crop_px: int = SIDE_PX
@@ -282,4 +284,5 @@ class FaceSettings(LoopSettings):
     smallest_scale: float = 0.35
     variants: int = 2
     pixel: float = 1.0
-    perceptual: float = 0.5
+    perceptual: float = 0.0
+    distance: float = 0.3

@@ -37,6 +37,8 @@ MASK_GROWS_PX = 1  # as the detector's mask is widened
 PLAIN_SHARE, LEAST_DENOISE = 0.1, 0.6
 CENTRE = 0.125  # of the crop's side at each border that the perceptual loss leaves out
 
+LOSSES = ("pixel", "perceptual", "distance")
+
 Made = tuple[Tensor, Tensor, Tensor]  # degraded, restored, target: (3, S, S) uint8
 
 
@@ -169,8 +171,11 @@ class FaceEnhancing(nn.Module):
         found = {}
         if self.settings.pixel:
             found["pixel"] = (enhanced - target).abs().mean()
-        if judge is not None:
+        if judge is not None and self.settings.perceptual:
             found["perceptual"] = judge.perceptual_loss(centre(enhanced), centre(target))
+        if judge is not None and self.settings.distance:
+            distance = judge.perceptual_distance(centre(enhanced), centre(target))
+            found["distance"] = distance.mean()
         return found
 
 
@@ -212,7 +217,7 @@ def make_stage(
     if init_from is not None:
         source = read_source(init_from)
         source.fill(enhancer, source.name_of("face"), settings.network)
-    judge = perceptual_backbone(backbone, settings.perceptual)
+    judge = perceptual_backbone(backbone, settings.perceptual + settings.distance)
     finder = make_face_detector() if detector is None else detector
     restorer = Restorer.load(weights, "cpu")
 
@@ -227,7 +232,7 @@ def make_stage(
         players={
             "face": Player(
                 FaceEnhancing(enhancer, settings, judge),
-                {"pixel": settings.pixel, "perceptual": settings.perceptual},
+                {name: getattr(settings, name) for name in LOSSES},
                 settings.lr,
             )
         },

@@ -252,7 +252,7 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str | None, Changes]] = {
             "network": FaceConfig(channels=(8, 16, 24), blocks=(0, 1, 1)),
             **_TINY_LOOP,
             "variants": 1,
-            "perceptual": 0.0,
+            "distance": 0.0,
         }
     },
     ("compact", VAESettings): {domain: {"domain": domain, "steps": 3000} for domain in _DOMAINS},
