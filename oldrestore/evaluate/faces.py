@@ -31,7 +31,7 @@ from oldrestore.photo_file import PhotoError
 from oldrestore.pipeline import Restorer
 from oldrestore.train.data import is_held_out
 
-REENCODED_QUALITY = 75  # JPEG: what a portrait loses that nobody takes for another person
+REENCODED_QUALITY = 50  # JPEG: what a portrait loses and nobody takes for another person
 LEAST_BOX_PX = SMALLEST_SIDE_PX
 WAYS = ("input", "restored", "restored, faces on", "clean, as JPEG")
 
