@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from oldrestore.face.detect import Face, FaceDetector
 from oldrestore.layers import LUMA
 
-# in distances of the eyes; compressing an old portrait anew (JPEG, quality 50) moves them by 0.02 in
-# the median and by 0.05 in nine of ten: below this limit the detector cannot tell
+# in distances of the eyes; compressing an old portrait anew (JPEG, quality 50) moves them by 0.02
+# in the median and by 0.05 in nine of ten: below this limit the detector cannot tell
 MOST_MOVED = 0.10
 LEAST_LIKENESS = 0.80  # of the pattern; a portrait compressed anew has more than 0.998
 PATTERN_PX = 48  # side of the small copies that patterns are compared in
