@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from oldrestore.checkpoint import load_strictly, read_checkpoint, write_checkpoint
 from oldrestore.config import PaperConfig, RestorerConfig, restorer_config
 from oldrestore.device import Graphs, choose_device, choose_dtype, memory_format
+from oldrestore.face.stage import Faces, FaceStage, make_face_stage
 from oldrestore.layers import choose_backend
 from oldrestore.mapping import make_mapping
 from oldrestore.mask import make_detector
@@ -75,6 +76,7 @@ class Networks:
         choose_backend(self.networks().values(), backend, self.device)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: needs a CUDA device, not {self.device}")
+        self.faces: FaceStage | None = None
         self.rehearsed: dict[Any, int] = {}  # see tiling.plan: it belongs to these networks
         self._run = Graphs(self._through_networks) if cuda_graphs else self._through_networks
 
@@ -86,12 +88,22 @@ class Networks:
         dtype: torch.dtype | str | None = None,
         backend: str | None = None,
         cuda_graphs: bool = False,
+        *,
+        faces: Faces = "auto",
+        face_weights: str | os.PathLike[str] | None = None,
     ) -> T:
         """Build the networks of a weights file; None: the file shipped with the package.
 
+        Args:
+            weights, device, dtype, backend, cuda_graphs: see the class.
+            faces: "on": faces are enhanced too, which needs the extra "faces"; "off"; "auto": on
+                where weights of a face network are given or shipped, and the extra is installed.
+            face_weights: file of a face network; None: the one shipped, if there is one.
+
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a whole checkpoint of this package; the message says why.
+            ValueError: it is not a whole checkpoint of this package; the message says why. Or
+                faces are asked for and something is missing for them.
         """
         path = DEFAULT_WEIGHTS if weights is None else Path(weights)
         checkpoint = read_checkpoint(path)
@@ -115,6 +127,7 @@ class Networks:
                 raise ValueError(f"{path}: unknown key {name}")
         for prefix, network in networks.items():
             load_strictly(network, checkpoint.tensors, prefix, path)
+        built.faces = make_face_stage(faces, face_weights, built.device)
         return built
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:

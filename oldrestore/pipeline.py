@@ -1,7 +1,7 @@
 """Restorer: the whole way of a photo, top to bottom.
 
     photo -> image -> mask -> fill -> old encoder -> mapping -> clean decoder -> restraint -> tone
-    -> photo
+    -> faces -> photo
 
 The triplet domain translation of Wan et al., CVPR 2020 (arXiv:2004.09484). The `compact` networks
 work at the photo's own resolution; how much of their change is taken is the user's to say; tone is
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from oldrestore.face.photo import FaceRows, with_faces
 from oldrestore.image import (
     Photo,
     PhotoLike,
@@ -52,10 +53,7 @@ MaskLike: TypeAlias = PhotoLike | None  # the text "auto" asks for the detector
 
 
 class Restorer(Steps):
-    """The networks and the way through them; the same photo always gives the same result.
-
-    Reusable; for the arguments see ``Networks``, for a weights file ``Restorer.load``.
-    """
+    """The networks (``Networks``) and the way through them; the same photo, the same result."""
 
     @freed_memory_kept()
     def restore(
@@ -139,7 +137,8 @@ class Restorer(Steps):
         """Restore a photo of any size that is read and written by windows, and held only if small.
 
         Args:
-            photo: is read twice, from the top down, in windows of its whole width.
+            photo: is read twice, from the top down, in windows of its whole width; once more first
+                where faces are looked for.
             result: gets windows of the photo's type and channels, from the top down.
             mask: "auto", None, or the user's own, with values as ``image.decode_mask`` takes them.
             mask_result: gets what was taken for damage: one channel of uint8, 0 and 255.
@@ -147,10 +146,8 @@ class Restorer(Steps):
             held: bytes of ``max_memory`` that the reader and the writers take by themselves.
             scratch: a folder for what does not fit into memory; None: the system's.
 
-        The other arguments and what is raised are those of ``restore``; so is the result.
-
-        Returns:
-            Restoration, without image and mask.
+        The other arguments, what is raised and the result are those of ``restore``; what is
+        returned is without image and mask.
         """
         start = time.perf_counter()
         wishes = self._wishes(
@@ -163,14 +160,18 @@ class Restorer(Steps):
         takes = _takes(result, mask_result, probability_result)
         budget = allowed_memory(max_memory, self.device)
         asked, source = self._asked(mask), photo_source(photo)
+        faces = FaceRows(self.faces, source, takes[0], wishes.face_strength, budget)
+        takes = (faces.put, *takes[1:])
         if is_best_whole(self, photo.size, budget):
             found = self._restore_small(photo, asked, wishes, takes)
         else:
             if not (asked is None or _is_auto(asked)):
                 asked = mask_source(asked, photo)
             folder = None if scratch is None else os.fspath(scratch)
-            bands = choose_band(Bands(self, source, asked, wishes, 0, folder), budget, held)
+            bands = Bands(self, source, asked, wishes, 0, folder)
+            bands = choose_band(bands, budget, held + faces.held_bytes)
             found = bands.restore(*takes).restoration(0.0)
+        found = faces.told_in(found)
         return dataclasses.replace(found, seconds=time.perf_counter() - start)
 
     def _restore_small(
@@ -220,8 +221,10 @@ class Restorer(Steps):
         if not (mask is None or _is_auto(mask)):
             mask = decode_mask(mask, decoded)
         if is_best_whole(self, decoded.size, budget):
-            return self._restore_whole(start, decoded, mask, wishes)
-        return self._restore_bands(start, decoded, mask, wishes, budget)
+            found = self._restore_whole(start, decoded, mask, wishes)
+        else:
+            found = self._restore_bands(start, decoded, mask, wishes, budget)
+        return with_faces(self.faces, decoded, found, wishes.face_strength)
 
     def _restore_whole(
         self, start: float, photo: Photo, mask: Tensor | str | None, wishes: Wishes
@@ -290,10 +293,7 @@ class Restorer(Steps):
         threshold: float | None = None,
         max_memory: str | int | None = None,
     ) -> Any:
-        """Find scratches, spots and tears.
-
-        Args:
-            photo, threshold, max_memory: see ``restore``.
+        """Find scratches, spots and tears; the arguments are those of ``restore``.
 
         Returns:
             The mask, 1 (or 255) = damaged, of the kind of the photo; see ``image.encode_mask``.

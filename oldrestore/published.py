@@ -63,7 +63,7 @@ Names = dict[str, str]  # published key -> ours
 
 
 @dataclass(frozen=True)
-class _File:
+class PublishedFile:
     """A checkpoint file, on its own or inside a zip archive."""
 
     path: Path
@@ -112,9 +112,9 @@ def convert(
         raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent} to write it to")
-    files = {name: _File(path) for name, path in (parts or {}).items()}
+    files = {name: PublishedFile(path) for name, path in (parts or {}).items()}
     for name in PARTS:
-        if name not in files and (found := _find(sources, _published_name(name, variant))):
+        if name not in files and (found := find_file(sources, _published_name(name, variant))):
             files[name] = found
     _require(files, sources, variant)
     config = config or PaperConfig()
@@ -128,7 +128,7 @@ def convert(
     digests = {}
     for name, file in files.items():
         content = file.read()
-        state = _renamed(_state_dict(content, str(file)), _network(name, config), file)
+        state = _renamed(read_state_dict(content, str(file)), _network(name, config), file)
         prefix = "mask" if name == "detector" else name
         tensors |= {f"{prefix}.{key}": value for key, value in state.items()}
         digests[name] = hashlib.sha256(content).hexdigest()
@@ -176,7 +176,7 @@ def _published_name(part: str, variant: str) -> str:
     return f"{folder}/latest_net_G.pth"
 
 
-def _find(sources: Sequence[Path], name: str) -> _File | None:
+def find_file(sources: Sequence[Path], name: str) -> PublishedFile | None:
     """The file whose path ends in ``name``, in the first source that has one."""
     for source in sources:
         for file in _files(source):
@@ -186,14 +186,16 @@ def _find(sources: Sequence[Path], name: str) -> _File | None:
     return None
 
 
-def _files(source: Path) -> list[_File]:
+def _files(source: Path) -> list[PublishedFile]:
     """The checkpoint files of a source.
 
     Raises:
         ValueError: there is no such source, or it is a damaged archive.
     """
     if source.is_dir():
-        return [_File(path) for path in sorted(source.rglob("*")) if path.suffix in _ENDINGS]
+        return [
+            PublishedFile(path) for path in sorted(source.rglob("*")) if path.suffix in _ENDINGS
+        ]
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder")
     if zipfile.is_zipfile(source):
@@ -203,11 +205,11 @@ def _files(source: Path) -> list[_File]:
         except zipfile.BadZipFile as error:
             raise ValueError(f"{source}: a damaged zip archive: {error}") from error
         if not any(member.endswith("data.pkl") for member in members):  # what torch.save writes
-            return [_File(source, member) for member in members]
-    return [_File(source)]
+            return [PublishedFile(source, member) for member in members]
+    return [PublishedFile(source)]
 
 
-def _require(files: Mapping[str, _File], sources: Sequence[Path], variant: str) -> None:
+def _require(files: Mapping[str, PublishedFile], sources: Sequence[Path], variant: str) -> None:
     """Every part but the optional ones is there."""
     for name in PARTS:
         if name in files or name in OPTIONAL:
@@ -232,7 +234,7 @@ def _network(part: str, config: PaperConfig) -> nn.Module:
         return VAE(config.vae)
 
 
-def _state_dict(content: bytes, name: str) -> dict[str, Tensor]:
+def read_state_dict(content: bytes, name: str) -> dict[str, Tensor]:
     """The tensors of a file that ``torch.save`` wrote, in float32, without DataParallel's prefix.
 
     Raises:
@@ -262,7 +264,9 @@ def _state_dict(content: bytes, name: str) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def _renamed(state: Mapping[str, Tensor], network: nn.Module, file: _File) -> dict[str, Tensor]:
+def _renamed(
+    state: Mapping[str, Tensor], network: nn.Module, file: PublishedFile
+) -> dict[str, Tensor]:
     """The tensors of a published state dict under our names.
 
     Raises:
@@ -272,21 +276,23 @@ def _renamed(state: Mapping[str, Tensor], network: nn.Module, file: _File) -> di
     not_it = f"{file}: not the network asked for"
     for key, own in names.items():
         if key not in state:
-            raise ValueError(f"{not_it}: missing key {key}{_hint(state)}")
+            raise ValueError(f"{not_it}: missing key {key}{looks_like(state)}")
         expected, got = tuple(ours[own].shape), tuple(state[key].shape)
         if got != expected:
-            raise ValueError(f"{not_it}: {key}: expected shape {expected}, got {got}{_hint(state)}")
+            raise ValueError(
+                f"{not_it}: {key}: expected shape {expected}, got {got}{looks_like(state)}"
+            )
         if not state[key].isfinite().all():
             raise ValueError(f"{file}: {key}: holds values that are not finite")
     for key in state:
         is_blur = isinstance(network, PaperDetector) and key.endswith(".filt")  # never changes
         if key not in names and not is_blur:
-            raise ValueError(f"{not_it}: unknown key {key}{_hint(state)}")
+            raise ValueError(f"{not_it}: unknown key {key}{looks_like(state)}")
     return {own: state[key] for key, own in names.items()}
 
 
-def _hint(state: Mapping[str, Tensor]) -> str:
-    """Which published network a state dict is, if it is one."""
+def looks_like(state: Mapping[str, Tensor]) -> str:
+    """Which published network a state dict is, if it is one: the end of a message."""
     kinds = {
         'the mapping of variant "quality"': "model.0.weight",
         'the mapping of variant "scratch"': "NL.theta.weight",

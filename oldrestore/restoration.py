@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from oldrestore.face.stage import FoundFace
 from oldrestore.tone import AppliedTone
 
 
@@ -16,6 +17,7 @@ class Restoration:
     tone: one curve for each photo of the batch; empty if tone was off.
     seconds: wall time, reading included.
     damaged: share of the pixels that was taken for damaged; None if no mask was asked for.
+    faces: those found, enhanced or left alone; empty if they were not asked for.
     """
 
     image: Any
@@ -23,3 +25,8 @@ class Restoration:
     tone: tuple[AppliedTone, ...]
     seconds: float
     damaged: float | None = None
+    faces: tuple[FoundFace, ...] = ()
+
+    def faces_as_json(self) -> list[dict[str, Any]]:
+        """What came of the faces, as JSON has it."""
+        return [face.to_json() for face in self.faces]

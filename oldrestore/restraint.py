@@ -24,6 +24,11 @@ class Wishes:
     tone: float
     strength: float
 
+    @property
+    def face_strength(self) -> float:
+        """How much of a face's change is taken: none where only holes and tone may change."""
+        return self.strength if self.denoise > 0 else 0.0
+
 
 def read_wishes(
     config: RestorerConfig,

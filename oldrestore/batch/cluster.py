@@ -22,6 +22,7 @@ from oldrestore.batch.engines import Runtime, try_wishes
 from oldrestore.batch.job import Job, Terms
 from oldrestore.batch.storage import sha256_of
 from oldrestore.batch.work import FAILED, Outcome, Task, Worker
+from oldrestore.face.stage import face_weights_of
 from oldrestore.jobs import UsageError
 from oldrestore.pipeline import Restorer
 
@@ -80,10 +81,13 @@ class Cluster:
     def start(self, job: Job, terms: Terms) -> None:
         import ray
 
-        try_wishes(Restorer.load(job.weights, "cpu", backend=self._runtime.backend), job)
+        restorer = Restorer.load(job.weights, "cpu", backend=self._runtime.backend, faces="off")
+        try_wishes(restorer, job)
         self._job, self._terms = job, terms
         # machines of a cluster need not share a disk
         self._weights = ray.put(job.weights_path.read_bytes())
+        faces = face_weights_of(job.faces, job.face_weights)
+        self._face_weights = None if faces is None else ray.put(faces.read_bytes())
 
     def run(self, tasks: Iterable[Task], count: int) -> Iterator[Outcome]:
         """All tasks are taken at once; outcomes come in blocks."""
@@ -117,7 +121,11 @@ class Cluster:
             outcomes = photos.map_batches(
                 RestoringActor,
                 fn_constructor_args=(
-                    *(self._job, self._terms, self._weights, self._runtime, threads),
+                    self._job,
+                    self._terms,
+                    (self._weights, self._face_weights),
+                    self._runtime,
+                    threads,
                     _neighbours(count, threads, gpus),
                 ),
                 batch_size=None,  # a block as it is
@@ -156,7 +164,7 @@ class RestoringActor:
         self,
         job: Job,
         terms: Terms,
-        weights: "ray.ObjectRef[bytes]",
+        weights: "tuple[ray.ObjectRef[bytes], ray.ObjectRef[bytes] | None]",
         runtime: Runtime,
         threads: int,
         neighbours: int,
@@ -165,9 +173,19 @@ class RestoringActor:
 
         with TemporaryDirectory() as folder:
             path = Path(folder) / job.weights_path.name
-            path.write_bytes(ray.get(weights))
+            path.write_bytes(ray.get(weights[0]))
             assert sha256_of(path) == terms.weights_sha256
-            restorer = Restorer.load(path, runtime.device, backend=runtime.backend)
+            faces = None
+            if weights[1] is not None:
+                faces = Path(folder) / "faces"
+                faces.write_bytes(ray.get(weights[1]))
+            restorer = Restorer.load(
+                path,
+                runtime.device,
+                backend=runtime.backend,
+                faces="off" if faces is None else "on",
+                face_weights=faces,
+            )
         share = runtime.share(restorer.device, 1, threads)
         share = dataclasses.replace(share, max_memory=share.max_memory // neighbours)
         self._worker = Worker(restorer, job, terms, share)

@@ -60,7 +60,13 @@ class Runtime:
     max_memory: str | None = None
 
     def load(self, job: Job) -> Restorer:
-        return Restorer.load(job.weights, self.device, backend=self.backend)
+        return Restorer.load(
+            job.weights,
+            self.device,
+            backend=self.backend,
+            faces=job.faces,
+            face_weights=job.face_weights,
+        )
 
     def slots_on(self, device: torch.device) -> int:
         if self.slots is not None:

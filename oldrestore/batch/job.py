@@ -14,6 +14,7 @@ from typing import Any
 from oldrestore.batch.storage import open_folder, sha256_of
 from oldrestore.checkpoint import read_checkpoint
 from oldrestore.config import restorer_config
+from oldrestore.face.stage import Faces, face_weights_of
 from oldrestore.networks import DEFAULT_WEIGHTS
 from oldrestore.restraint import OutsideMask, read_wishes
 
@@ -30,6 +31,7 @@ class Job:
     threshold, denoise, outside_mask, strength, tone: see ``Restorer.restore``.
     sidecar: whether a JSON and an XMP file go beside each result.
     maps: folder for the maps of each photo; None: no maps.
+    faces, face_weights: see ``Restorer.load``.
     """
 
     source: str
@@ -43,6 +45,8 @@ class Job:
     tone: float | None = None
     sidecar: bool = True
     maps: str | None = None
+    faces: Faces = "auto"
+    face_weights: str | None = None
 
     @property
     def weights_path(self) -> Path:
@@ -80,7 +84,8 @@ class Terms:
     """A job's weights and options with every default filled in.
 
     weights_sha256: of the weights file.
-    options: by name; of a mask its kind: "auto", "none" or "given".
+    options: by name; of a mask its kind: "auto", "none" or "given"; of faces, if they are enhanced,
+        the sha256 of their weights.
     """
 
     weights_sha256: str
@@ -107,6 +112,9 @@ def terms_of(job: Job) -> Terms:
     if mask != AUTO:
         del wishes["threshold"]
     options = {**wishes, "outside_mask": job.outside_mask, "mask": mask}
+    face_weights = face_weights_of(job.faces, job.face_weights)
+    if face_weights is not None:  # said where there are any: batches without know of none
+        options["faces"] = sha256_of(face_weights)
     return Terms(sha256_of(path), options)
 
 

@@ -102,6 +102,7 @@ def restore_page(
         "changed": round(maps.changed, 6),
         "mean_change": round(maps.mean_change, 6),
         "tone": [dataclasses.asdict(curve) for curve in found.tone],
+        **({"faces": found.faces_as_json()} if restorer.faces is not None else {}),
         "seconds": round(found.seconds, 3),
     }
     return RestoredPage(record, maps.strip())
@@ -122,7 +123,11 @@ def record_of(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **first,
         **{key: mean(key) for key in ("damaged", "changed", "mean_change")},
-        "tone": [curve for page in pages for curve in page["tone"]],
+        **{
+            key: [one for page in pages for one in page[key]]
+            for key in ("tone", "faces")
+            if key in first
+        },
         "seconds": round(sum(page["seconds"] for page in pages), 3),
         "pages": list(pages),
     }

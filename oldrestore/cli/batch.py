@@ -16,7 +16,7 @@ from oldrestore.batch.job import AUTO, Job
 from oldrestore.batch.plan import LEFT_OUT, Plan
 from oldrestore.batch.runner import Summary, count_reasons, dry_run, run_batch
 from oldrestore.batch.work import Outcome
-from oldrestore.cli.options import Engine, Flag, Json, Wishes
+from oldrestore.cli.options import Engine, FaceWishes, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, INTERRUPTED, STOPPED, progress_bar, say
 from oldrestore.jobs import UsageError
 from oldrestore.tiling.memory import read_memory
@@ -39,6 +39,7 @@ def batch(
     address: str | None = None,
     max_memory: str | None = None,
     wishes: Wishes = Wishes(),
+    people: FaceWishes = FaceWishes(),
     runtime: Engine = Engine(),
 ) -> int:
     """Restore all photos below IN into the same tree below OUT.
@@ -62,6 +63,7 @@ def batch(
         max_memory: What all photos in work may take, on each machine, such as "8GiB"; three
             quarters of what is free if not given.
         wishes: How a photo is restored; a mask is a folder here.
+        people: What is done with faces.
         runtime: What runs the networks.
     """
     wishes.check()
@@ -78,6 +80,8 @@ def batch(
         mask=None if wishes.no_mask else wishes.mask or AUTO,
         sidecar=sidecar,
         maps=save_maps,
+        faces=people.faces,
+        face_weights=None if people.face_weights is None else str(people.face_weights),
         **wishes.options(),
     )
     if dry_run_only:

@@ -14,6 +14,7 @@ import oldrestore
 from oldrestore import ops
 from oldrestore.checkpoint import read_checkpoint
 from oldrestore.cli.terminal import DONE
+from oldrestore.face.stage import face_weights_of
 from oldrestore.networks import DEFAULT_WEIGHTS
 
 
@@ -47,6 +48,7 @@ def info(
         "threads": torch.get_num_threads(),
         "weights": str(path),
         "about the weights": about,
+        "faces": _faces(),
         "operations": ops.describe(device),
     }
     if as_json:
@@ -64,3 +66,11 @@ def info(
         else:
             print(f"{name}: {value}")
     return DONE
+
+
+def _faces() -> str:
+    """Whether faces are enhanced unless told otherwise; if not, what is missing."""
+    try:
+        return f"on, with {face_weights_of('on', None)}"
+    except ValueError as error:
+        return f"off; {str(error).removeprefix('faces: ')}"

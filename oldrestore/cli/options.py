@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 from cyclopts import Parameter
 
+from oldrestore.face.stage import Faces
 from oldrestore.jobs import UsageError
 from oldrestore.pipeline import Restorer
 from oldrestore.restraint import OutsideMask
@@ -37,12 +38,18 @@ class Engine:
     backend: str | None = None
     threads: int | None = None
 
-    def load(self) -> Restorer:
+    def load(self, faces: Faces = "off", face_weights: Path | None = None) -> Restorer:
         """Set the threads of this process and read the weights."""
         self.check()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return Restorer.load(self.weights, self.device, backend=self.backend)
+        return Restorer.load(
+            self.weights,
+            self.device,
+            backend=self.backend,
+            faces=faces,
+            face_weights=face_weights,
+        )
 
     def check(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -94,3 +101,21 @@ class Wishes:
         """What ``Restorer.restore`` takes, but the mask."""
         names = ("threshold", "denoise", "outside_mask", "strength", "tone")
         return {name: getattr(self, name) for name in names}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FaceWishes:
+    """What is done with faces.
+
+    Parameters
+    ----------
+    faces:
+        "on" finds faces and sharpens them, and says so if something is missing for that; "off";
+        "auto": on where face weights are given or shipped and the extra "faces" is installed.
+    face_weights:
+        Weights file of a face network, see "oldrestore convert --variant face".
+    """
+
+    faces: Faces = "auto"
+    face_weights: Path | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from oldrestore.cli.options import Engine, Flag, Json, Wishes
+from oldrestore.cli.options import Engine, FaceWishes, Flag, Json, Wishes
 from oldrestore.cli.terminal import DONE, FAILED, progress_bar, say
 from oldrestore.files import detect_pages, page_path, restore_pages
 from oldrestore.jobs import Source, UsageError, check_targets, find_photos, mask_of, targets
@@ -27,6 +27,7 @@ def restore(
     as_json: Json = False,
     max_memory: str | None = None,
     wishes: Wishes = Wishes(),
+    people: FaceWishes = FaceWishes(),
     engine: Engine = Engine(),
 ) -> int:
     """Restore photos.
@@ -40,6 +41,7 @@ def restore(
         max_memory: What a photo may take, such as "2GiB"; three quarters of what is free if not
             given. Large photos are worked on in bands, with the same result.
         wishes: How a photo is restored.
+        people: What is done with faces.
         engine: What runs the networks.
     """
     wishes.check()
@@ -52,7 +54,7 @@ def restore(
     comparisons = [path.with_name(path.stem + COMPARE_ENDING) for path in results]
     masks = targets(sources, photos, save_mask, ".png") if save_mask else []
     check_targets(sources, [*results, *masks, *(comparisons if compare else [])])
-    restorer = engine.load()
+    restorer = engine.load(people.faces, people.face_weights)
 
     def run(index: int) -> dict[str, Any]:
         source = sources[index]
@@ -78,6 +80,7 @@ def restore(
                 "size": page.size[::-1],
                 "damaged": None if found.damaged is None else round(found.damaged, 6),
                 "tone": [dataclasses.asdict(curve) for curve in found.tone],
+                **({"faces": found.faces_as_json()} if restorer.faces is not None else {}),
                 "seconds": round(found.seconds, 3),
             }
             for number, (page, found) in enumerate(restored, start=1)

@@ -4,6 +4,7 @@
     detector.py      is the damage found, at the rates it has on real photos
     real.py          real old photos, by scores that need no target
     latents.py       how far latents of real old photos lie from those of drawn damage
+    faces.py         portraits with and without the face stage
 
 Every picture goes through 8 bits, as a user's would: what is damaged, what is restored, what it is
 compared with.

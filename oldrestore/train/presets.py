@@ -30,11 +30,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from oldrestore.degradation import DegradationSettings
+from oldrestore.face.enhancer import FaceConfig
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import ToneConfig
 from oldrestore.train.config import (
     AdversarySettings,
+    FaceSettings,
     LoopSettings,
     MappingSettings,
     MaskSettings,
@@ -246,10 +248,19 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str | None, Changes]] = {
     ("tiny", ToneSettings): {
         None: {"network": ToneConfig(channels=(8, 16)), **_TINY_LOOP, "steps": 300, "lr": 3e-3}
     },
+    ("tiny", FaceSettings): {
+        None: {
+            "network": FaceConfig(channels=(8, 16, 24), blocks=(0, 1, 1)),
+            **_TINY_LOOP,
+            "variants": 1,
+            "distance": 0.0,
+        }
+    },
     ("compact", VAESettings): {domain: {"domain": domain, "steps": 3000} for domain in _DOMAINS},
     ("compact", MappingSettings): {None: {"steps": 40_000, "late_crop_px": 192}},
     ("compact", MaskSettings): {None: {"steps": 10_000, "lr": 1.5e-3, "crop_px": 192}},
     ("compact", ToneSettings): {None: {"steps": 6000, "batch": 16}},
+    ("compact", FaceSettings): {None: {"steps": 20_000}},
     ("paper-tiny", VAESettings): {domain: _paper_tiny_vae(domain) for domain in _DOMAINS},
     ("paper-tiny", MappingSettings): {v: _paper_tiny_mapping(v) for v in _VARIANTS},
     ("paper-tiny", MaskSettings): {None: _PAPER_TINY_MASK},
@@ -274,8 +285,9 @@ def preset(stage: type[Settings], name: str, kind: str | None = None) -> Setting
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     kinds = _PRESETS.get((name, stage))
-    if kinds is None:  # the tone head is ours alone
-        raise ValueError(f"preset: {name} has no tone head; expected tiny or compact")
+    if kinds is None:  # the tone head and the small face network are ours alone
+        what = "tone head" if stage is ToneSettings else "face stage"
+        raise ValueError(f"preset: {name} has no {what}; expected tiny or compact")
     if kind is None:
         kind = next(iter(kinds))
     if kind not in kinds:

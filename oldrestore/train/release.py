@@ -57,6 +57,25 @@ def write_release(
     write_checkpoint(output, tensors, asdict(checked), {**about, **steps}, half=kind == "compact")
 
 
+def write_face_release(output: Path, *, face: Path, about: Mapping[str, Any]) -> None:
+    """Write the averaged weights of a face run, in float16, for ``Restorer.load(face_weights=)``.
+
+    Args:
+        output: the safetensors file.
+        face: run folder of the stage "face".
+        about: facts to store with it; the steps of the run are added.
+
+    Raises:
+        ValueError: the run is missing, or holds no face network.
+    """
+    source = read_source(face)
+    name = source.name_of("face")
+    config = {"preset": source.kind, "face": source.config["face"]}
+    steps = {} if source.steps is None else {"face_steps": source.steps}
+    tensors = {key: v for key, v in source.tensors.items() if key.startswith(f"{name}.")}
+    write_checkpoint(output, tensors, config, {**about, **steps})
+
+
 def _kind(sources: Mapping[str, Source]) -> str:
     """The preset of all of them."""
     kind = sources["mapping"].kind

@@ -1,5 +1,6 @@
 """What is said of a photo: JSON, XMP, maps and the strip of the report."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,10 @@ from oldrestore.batch.maps import MapsOfPage, write_preview
 from oldrestore.batch.runner import MANIFEST_NAME
 from oldrestore.batch.sidecar import NAMESPACES, describe, write_xmp
 from oldrestore.batch.work import preview_name
+from oldrestore.checkpoint import write_checkpoint
+from oldrestore.face import stage
+from oldrestore.face.detect import Face
+from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
 from oldrestore.image import decode
 from oldrestore.pipeline import Restorer
 from oldrestore.tiling.windows import ArrayWindows
@@ -188,3 +193,34 @@ def test_every_photo_has_its_strip(run: RunBatch, scans: Path, out: Path) -> Non
         assert strip.size == (5 * 384, 230)
     with Image.open(out / preview_name("a.png")) as strip:
         assert strip.size == (5 * 24, 16)
+
+
+def test_faces_stand_in_the_sidecars_and_in_the_key(
+    run: RunBatch, scans: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small:
+        def detect(self, image: torch.Tensor) -> list[Face]:
+            points = ((4, 4), (8, 4), (6, 6), (5, 8), (7, 8))
+            return [Face((2, 2, 10, 10), points, 0.75)]
+
+    layout = FaceConfig(channels=(4, 8), blocks=(0, 1))
+    tensors = {f"face.{k}": v for k, v in FaceEnhancer(layout).state_dict().items()}
+    config = {"preset": "compact", "face": dataclasses.asdict(layout)}
+    face_weights = tmp_path / "faces.safetensors"
+    write_checkpoint(face_weights, tensors, config, {})
+    monkeypatch.setattr(stage, "make_face_detector", Small)
+    monkeypatch.setattr(stage, "why_no_detector", lambda: None)
+    plain = run(faces="off")
+    assert plain.done == 3
+    assert "faces" not in json.loads((out / "a.png.json").read_text())
+    again = run(face_weights=str(face_weights))
+    assert again.done == 3  # other options: nothing of before holds
+    about = json.loads((out / "a.png.json").read_text())
+    assert about["options"]["faces"] == sha256(face_weights)
+    (face,) = about["faces"]
+    assert (face["score"], face["kept"]) == (0.75, False)
+    assert "too small" in face["reason"]
+    description = Xml.parse(out / "a.png.xmp").find("rdf:RDF/rdf:Description", NAMES)
+    path = "oldrestore:faces/rdf:Seq/rdf:li/oldrestore:score"
+    assert description.findtext(path, namespaces=NAMES) == "0.75"
+    assert run(face_weights=str(face_weights)).unchanged == 3

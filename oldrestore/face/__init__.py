@@ -1,0 +1,1 @@
+"""The face stage: detect -> align -> enhance -> warp back -> blend, on tensors, in one process."""
