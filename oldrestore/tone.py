@@ -244,7 +244,9 @@ def apply_tone(image: Tensor, curve: ToneCurve, strength: Tensor | float = 1.0) 
     saturation = per_channel(curve.saturation**strength)
     levels = ((image + 1) / 2 - black) / (white - black).clamp(min=0.1)
     value = _power(levels.clamp(SMALLEST_VALUE, 1), gamma)
-    luma = (value * image.new_tensor(LUMA)[None, :, None, None]).sum(dim=1, keepdim=True)
+    # term by term: torch's sum has other bits at the ends of rows
+    red, green, blue = (part * value[:, i, None] for i, part in enumerate(LUMA))
+    luma = red + green + blue
     return (luma + saturation * (value - luma)).clamp(0, 1) * 2 - 1
 
 
