@@ -55,7 +55,7 @@ def make_photos(folder: Path, count: int, suffix: str) -> None:
 
 
 class BusyTime:
-    """Processor seconds inside ``Restorer.restore``, over all threads that call it."""
+    """Processor seconds inside ``Restorer.restore_windows``, over all threads that call it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -63,7 +63,7 @@ class BusyTime:
 
     def watch(self, patch: Callable[[str, Callable[..., Any]], None]) -> None:
         """Count from now on; ``patch`` replaces a method of Restorer."""
-        real = Restorer.restore
+        real = Restorer.restore_windows
 
         def restore(*arguments: Any, **options: Any) -> Any:
             start = time.thread_time()
@@ -73,7 +73,7 @@ class BusyTime:
                 with self._lock:
                     self.seconds += time.thread_time() - start
 
-        patch("restore", restore)
+        patch("restore_windows", restore)
 
 
 def run_loop(photos: Path, out: Path) -> dict[str, float]:
