@@ -94,15 +94,19 @@ class ScratchDetector(nn.Module):
         logits: Tensor = self.tail(features)
         return logits
 
-    def probability(self, image: Tensor) -> Tensor:
-        """Probability of damage, (B, 1, H, W) in [0, 1].
+    def at_two_scales(self, image: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) of the photo at its own side, joined with those at half of it.
 
-        Seen at the photo's own side and at half of it, where noise is weaker and wide damage
-        narrower. Sides of ``image`` are multiples of ``config.align_px``.
+        There noise is weaker and wide damage narrower. Sides of ``image`` are multiples of
+        ``config.align_px``.
         """
         coarse = doubled(self(halved(image)))
         around = F.pad(coarse, (0, 0, 1, 1), mode="replicate")
-        return steady_sigmoid(joined(smoothed(around), self(image)))
+        return joined(smoothed(around), self(image))
+
+    def probability(self, image: Tensor) -> Tensor:
+        """Probability of damage, (B, 1, H, W) in [0, 1]; sides as for `at_two_scales`."""
+        return steady_sigmoid(self.at_two_scales(image))
 
 
 def halved(image: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ the input: fading is the tone head's part. The published networks see holes pain
 them filled; the published quality variant sees no mask at all.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oldrestore.checkpoint import config_from_json
+from oldrestore.config import Defaults
 from oldrestore.degradation import (
     DegradationSettings,
     TextureSet,
@@ -22,6 +25,7 @@ from oldrestore.degradation import (
 )
 from oldrestore.fill import fill_holes, paint_white
 from oldrestore.mapping import MappingNetwork, PaperMappingNetwork, make_mapping
+from oldrestore.mask import DetectorConfig, ScratchDetector
 from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
 from oldrestore.train.config import END_TO_END, MappingSettings
@@ -31,6 +35,7 @@ from oldrestore.train.players import (
     Adversary,
     adversary_player,
     image_adversary,
+    latent_adversary,
     perceptual_backbone,
 )
 from oldrestore.train.state import Source, kind_of, read_source
@@ -38,28 +43,80 @@ from oldrestore.vae import VAE
 
 Translator = MappingNetwork | PaperMappingNetwork
 AT_ONCE = 4  # held-out crops: validation shall not need more memory than a step of a small batch
-LOSSES = ("pixel", "latent", "plain_latent", "lsgan", "feature_matching", "perceptual")
+LOSSES = (
+    "pixel",
+    "latent",
+    "plain_latent",
+    "lsgan",
+    "feature_matching",
+    "perceptual",
+    "latent_adversary",
+)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Synthetic pairs: a damaged crop, its mask, and what it shall become."""
+    """Synthetic pairs: a damaged crop, its mask, and what it shall become.
+
+    old: real old photos, of which each pair is given a crop beside it.
+    """
 
     clean: PhotoFolders
     degradation: DegradationSettings
     textures: TextureSet | None
-    smallest_scale: float
+    settings: MappingSettings
     mask_dilation_px: int
+    old: PhotoFolders | None = None
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=self.smallest_scale)
+        scale = self.settings.smallest_scale
+        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=scale)
         damage = sample_degradation(
             rng, crop_px, crop_px, settings=self.degradation, textures=self.textures
         )
         pair = degrade(clean, damage, self.textures)
         grown = int(rng.integers(self.mask_dilation_px + 1))
         mask = F.max_pool2d(pair.mask, 2 * grown + 1, 1, grown) if grown else pair.mask
-        return {"degraded": pair.image, "mask": mask, "target": pair.target}
+        drawn = {"degraded": pair.image, "mask": mask, "target": pair.target}
+        if self.settings.detected_share:
+            is_detected = rng.random() < self.settings.detected_share
+            drawn["is_detected"] = torch.tensor(bool(is_detected))
+        if self.old is not None:  # as it is: shrinking would take away the damage
+            drawn["old"] = crop(self.old.pick(rng), crop_px, rng, smallest_scale=1.0)
+        return drawn
+
+
+class Finder(nn.Module):
+    """A trained detector as restoring uses it: image -> mask.
+
+    Raises:
+        ValueError: ``path`` is no weights file of `compact` with a detector.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        source = read_source(path)
+        if source.kind != "compact" or "defaults" not in source.config:
+            raise ValueError(
+                f"detector: {path}: expected a weights file of compact, which holds a detector and "
+                "the threshold that restoring uses"
+            )
+        layout = config_from_json(DetectorConfig, source.config["mask"], f"{path}: config.mask")
+        self.detector = ScratchDetector(layout)
+        source.fill(self.detector, source.name_of("mask"), layout)
+        defaults = config_from_json(Defaults, source.config["defaults"], f"{path}: config.defaults")
+        self.threshold, self.dilation_px = defaults.threshold, defaults.dilation_px
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 1, H, W) of 0 and 1: what it finds, widened."""
+        height, width = image.shape[2:]
+        right, below = (-side % self.detector.config.align_px for side in (width, height))
+        padded = F.pad(image, (0, right, 0, below), mode="reflect")
+        probability = self.detector.at_two_scales(padded)[..., :height, :width].sigmoid()
+        found = (probability > self.threshold).float()
+        return F.max_pool2d(found, 2 * self.dilation_px + 1, 1, self.dilation_px)
 
 
 def shown(mapping: Translator, degraded: Tensor, mask: Tensor) -> Tensor:
@@ -82,6 +139,8 @@ class Translation(nn.Module):
         settings: MappingSettings,
         backbone: Backbone | None,
         critic: Adversary | None,
+        latent_critic: Adversary | None,
+        finder: Finder | None,
     ) -> None:
         super().__init__()
         self.vae_old = vae_old
@@ -89,18 +148,21 @@ class Translation(nn.Module):
         self.vae_clean = vae_clean
         self.settings = settings
         # in a tuple: what only judges is no part of this player
-        self._judges = (backbone, critic)
+        self._judges = (backbone, critic, latent_critic, finder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         settings = self.settings
-        backbone, critic = self._judges
-        mask, target = batch["mask"], batch["target"]
-        given = shown(self.mapping, batch["degraded"], mask)
+        backbone, critic, latent_critic, finder = self._judges
+        degraded, target = batch["degraded"], batch["target"]
+        mask = _mask(batch, finder)
+        given = shown(self.mapping, degraded, mask)
         mapped = self.mapping(self.vae_old.encode(given), mask)
         restored = self.vae_clean.decode(mapped)
         found = {}
-        if settings.pixel:
-            found["pixel"] = losses.pixel_l1(restored, target, mask, settings.hole_weight)
+        if settings.pixel:  # damage that the detector missed counts as much as what it found
+            found["pixel"] = losses.pixel_l1(
+                restored, target, torch.maximum(mask, batch["mask"]), settings.hole_weight
+            )
         if settings.latent or settings.plain_latent:
             with torch.no_grad():
                 goal = self.vae_clean.encode(target)
@@ -117,16 +179,36 @@ class Translation(nn.Module):
                 lsgan=settings.lsgan,
                 feature_matching=settings.feature_matching,
             )
+        if latent_critic is not None:  # of photos as they come, damage and all, as in the VAE stage
+            with torch.no_grad():
+                synthetic = self.vae_old.encode(degraded)
+            pushed = latent_critic.deceive(
+                self.vae_old.encode(batch["old"]), synthetic, lsgan=1.0, feature_matching=0.0
+            )
+            found["latent_adversary"] = pushed["lsgan"]
         return found
+
+
+def _mask(batch: Batch, finder: Finder | None) -> Tensor:
+    """The true masks, and of the samples drawn for it the detector's."""
+    if finder is None:
+        return batch["mask"]
+    is_detected = batch["is_detected"]
+    mask = batch["mask"].clone()
+    if is_detected.any():
+        mask[is_detected] = finder(batch["degraded"][is_detected])
+    return mask
 
 
 def make_stage(
     settings: MappingSettings,
     *,
     clean: Sequence[Path],
+    old: Sequence[Path] = (),
     vae_old: Path | None = None,
     vae_clean: Path | None = None,
     textures: Path | None = None,
+    detector: Path | None = None,
     backbone: Path | None = None,
     init_from: Path | None = None,
 ) -> Stage:
@@ -137,6 +219,8 @@ def make_stage(
         vae_old, vae_clean: run folders of the stages before, or weights files; may be left out if
             ``init_from`` is given. Trained end to end, there are none.
         textures: a folder of damage textures.
+        old: folders of real old photos, for the adversary of the latents alone.
+        detector: a weights file with the detector whose masks ``detected_share`` is about.
         backbone: weights of a perceptual backbone.
         init_from: run folder of a mapping stage, or weights file, to start from, with the VAEs
             that are not given.
@@ -148,6 +232,8 @@ def make_stage(
     networks = _networks(settings, vae_old, vae_clean, init_from)
     judge = perceptual_backbone(backbone, settings.perceptual)
     pieces = TextureSet.from_folder(textures) if textures is not None else None
+    _check_given(settings, old, detector)
+    finder = Finder(detector) if detector is not None and settings.detected_share else None
 
     vae = networks["vae_old"]
     assert isinstance(vae, VAE)
@@ -156,19 +242,38 @@ def make_stage(
         name="mapping",
         config={"preset": kind, "vae": asdict(vae.config), "mapping": asdict(settings.network)},
         networks=networks,
-        players=_players(settings, networks, judge),
-        samples=_pairs(settings, clean, pieces, held_out=False),
-        validation=_pairs(settings, clean, pieces, held_out=True),
-        validate=_validate,
+        players=_players(settings, networks, judge, finder),
+        samples=_pairs(settings, clean, old, pieces, held_out=False),
+        validation=_pairs(settings, clean, (), pieces, held_out=True),
+        validate=functools.partial(_validate, finder=finder),
         sheet=_sheet,
         columns=4,
-        judges=[] if judge is None else [judge],
+        judges=[module for module in (judge, finder) if module is not None],
     )
+
+
+def _check_given(settings: MappingSettings, old: Sequence[Path], detector: Path | None) -> None:
+    """What the losses and samples need was given.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if settings.latent_adversary and not old:
+        raise ValueError(
+            "old: the adversary of the latents needs real old photos: name a folder with --old, or "
+            "set latent_adversary to 0"
+        )
+    if settings.detected_share and detector is None:
+        raise ValueError(
+            "detector: a share of the samples is to have a detector's masks: name a weights file "
+            "with --detector, or set detected_share to 0"
+        )
 
 
 def _pairs(
     settings: MappingSettings,
     clean: Sequence[Path],
+    old: Sequence[Path],
     textures: TextureSet | None,
     *,
     held_out: bool,
@@ -181,13 +286,18 @@ def _pairs(
         holes = float(damage.p_structured > 0)
         damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes, p_large=0.0)
         grown = 0
-    return Pairs(photos, damage, textures, settings.smallest_scale, grown)
+    is_aligned = settings.latent_adversary > 0 and not held_out
+    real = PhotoFolders(old, held_out=False, smallest_px=smallest) if is_aligned else None
+    return Pairs(photos, damage, textures, settings, grown, real)
 
 
 def _players(
-    settings: MappingSettings, networks: nn.ModuleDict, judge: Backbone | None
+    settings: MappingSettings,
+    networks: nn.ModuleDict,
+    judge: Backbone | None,
+    finder: Finder | None,
 ) -> dict[str, Player]:
-    """The mapping, with what is trained beside it, then the discriminator if its loss is on."""
+    """The mapping, with what is trained beside it, then the discriminators whose losses are on."""
     old, mapping, new = (networks[name] for name in ("vae_old", "mapping", "vae_clean"))
     assert isinstance(old, VAE)
     assert isinstance(mapping, Translator)
@@ -197,14 +307,26 @@ def _players(
     if settings.trains != "mapping":  # what restoring uses: old encoder, mapping, clean decoder
         old.encoder.requires_grad_(True)
         new.decoder.requires_grad_(True)
-    critic = None
+    critic = latent_critic = None
     if settings.lsgan or settings.feature_matching:
         critic = image_adversary(settings.adversary, 6)
-    generator = Translation(old, mapping, new, settings=settings, backbone=judge, critic=critic)
+    if settings.latent_adversary:
+        latent_critic = latent_adversary(settings.adversary.channels, old.config.latent_channels)
+    generator = Translation(
+        old,
+        mapping,
+        new,
+        settings=settings,
+        backbone=judge,
+        critic=critic,
+        latent_critic=latent_critic,
+        finder=finder,
+    )
     weights = {name: getattr(settings, name) for name in LOSSES}
     players = {"mapping": Player(generator, weights, settings.lr)}
-    if critic is not None:
-        players[critic.name] = adversary_player(critic, settings.adversary.lr)
+    for rival in (critic, latent_critic):
+        if rival is not None:
+            players[rival.name] = adversary_player(rival, settings.adversary.lr)
     return players
 
 
@@ -305,9 +427,11 @@ def _restore(networks: nn.ModuleDict, degraded: Tensor, mask: Tensor) -> tuple[T
     return given, torch.cat(restored)
 
 
-def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
+def _validate(
+    networks: nn.ModuleDict, batch: Batch, finder: Finder | None = None
+) -> dict[str, float]:
     """PSNR whole and, where there are any, inside holes, beside that of what the networks are
-    shown; and of an undamaged photo restored."""
+    shown; of an undamaged photo restored; and with a detector's masks, if there is one."""
     degraded, mask, target = batch["degraded"], batch["mask"], batch["target"]
     given, restored = _restore(networks, degraded, mask)
     _, undamaged = _restore(networks, target, torch.zeros_like(mask))
@@ -316,6 +440,10 @@ def _validate(networks: nn.ModuleDict, batch: Batch) -> dict[str, float]:
         "psnr_filled": float(losses.psnr(given, target).mean()),
         "psnr_undamaged": float(losses.psnr(undamaged, target).mean()),
     }
+
+    if finder is not None:
+        _, found = _restore(networks, degraded, finder(degraded))
+        figures["psnr_detected"] = float(losses.psnr(found, target).mean())
 
     def in_holes(image: Tensor) -> float:
         squared = ((image.clamp(-1, 1) - target) / 2).square().mean(dim=1, keepdim=True)

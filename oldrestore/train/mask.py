@@ -112,7 +112,7 @@ class Detection(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         label = batch["label"]
         unsure = (batch["damaged"] > 0) | self._own_damage(batch)
-        logits = self.detector(batch["degraded"])
+        logits = _logits(self.detector, batch["degraded"])
         logits = logits.masked_fill(unsure & (label == 0), CERTAINLY_SOUND)
         settings, found = self.settings, {}
         if settings.cross_entropy:
@@ -131,8 +131,7 @@ class Detection(nn.Module):
         found = torch.zeros_like(batch["damaged"], dtype=torch.bool)
         (teacher,), is_old = self._teacher, batch["is_old"]
         if teacher is not None and is_old.any():
-            probability = teacher(batch["ground"][is_old]).sigmoid()
-            found[is_old] = probability > self.settings.own_damage
+            found[is_old] = probability(teacher, batch["ground"][is_old]) > self.settings.own_damage
         return found
 
 
@@ -219,18 +218,19 @@ def held_out_crops(
 
 
 def probability(detector: Detector, degraded: Tensor) -> Tensor:
+    """Of crops, as restoring would judge them (`_logits`)."""
+    return torch.cat([_logits(detector, few).sigmoid() for few in torch.split(degraded, AT_ONCE)])
+
+
+def _logits(detector: Detector, degraded: Tensor) -> Tensor:
     """As in restoring, if the crops' sides are multiples of what that needs; else at one scale.
 
-    So is the published detector's, which brings photos to the scale of the crops.
+    So are the published detector's, which brings photos to the scale of the crops.
     """
-    return torch.cat([_judge(detector, few) for few in torch.split(degraded, AT_ONCE)])
-
-
-def _judge(detector: Detector, few: Tensor) -> Tensor:
-    if isinstance(detector, ScratchDetector) and few.shape[-1] % detector.config.align_px == 0:
-        return detector.probability(few)
-    found: Tensor = detector(few).sigmoid()
-    return found
+    if isinstance(detector, ScratchDetector) and degraded.shape[-1] % detector.config.align_px == 0:
+        return detector.at_two_scales(degraded)
+    logits: Tensor = detector(degraded)
+    return logits
 
 
 def score_mixes(detector: Detector, batch: Batch, scores: Sequence[DetectionScores]) -> None:

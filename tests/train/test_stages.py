@@ -129,6 +129,115 @@ def test_the_stages_together_restore(
     assert not np.array_equal(restored.image, photo)
 
 
+@pytest.fixture(scope="module")
+def released(mapped: object, detector: object, toned: object, runs: Path) -> Path:
+    weights = runs / "released.safetensors"
+    parts = {name: runs / name for name in ("mapping", "mask", "tone")}
+    write_release(weights, **parts, about={}, defaults={"threshold": 0.3})
+    return weights
+
+
+def test_masks_of_a_detector_are_those_of_restoring(released: Path) -> None:
+    restorer = oldrestore.Restorer.load(released, "cpu")
+    image = torch.rand(2, 3, 48, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image[:, :, 20:23] = 1.0
+    found = mapping.Finder(released)(image)
+    assert torch.equal(found, restorer.detect_tensor(image, 0.3))
+    assert 0 < found.mean() < 1
+
+
+def test_a_share_of_the_samples_has_a_detectors_mask(
+    released: Path, clean_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(
+        preset(MappingSettings, "tiny"), trains="all", detected_share=0.5, steps=3, hole_weight=50.0
+    )
+    stage = mapping.make_stage(
+        settings,
+        clean=[clean_folder],
+        vae_old=released.parent / "old",
+        vae_clean=released.parent / "clean",
+        detector=released,
+    )
+    (finder,) = stage.judges
+    assert isinstance(finder, mapping.Finder)
+    drawn = [
+        stage.samples.draw(np.random.default_rng(i), settings.crop_px, i)["is_detected"]
+        for i in range(40)
+    ]
+    assert 10 < sum(map(int, drawn)) < 30
+
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    hole = torch.zeros(2, 1, 64, 64)
+    hole[..., 8:24, 8:24] = 1
+    pair = {"degraded": image, "mask": hole, "target": image.where(hole == 0, -image)}
+    finder.threshold = 1.0  # finds nothing: the second sample's hole is not filled
+
+    def loss(*is_detected: bool) -> torch.Tensor:
+        batch = pair | {"is_detected": torch.tensor(is_detected)}
+        return stage.players["mapping"].module(batch)["pixel"]
+
+    assert loss(False, True) != loss(False, False)
+    # what the detector missed counts as a hole: nearly all of the loss is there
+    sound = torch.zeros_like(hole)
+    unmarked = pair | {"mask": sound, "is_detected": torch.tensor([True, True])}
+    assert loss(True, True) > 2 * stage.players["mapping"].module(unmarked)["pixel"]
+
+    first, last = _train(stage, settings, tmp_path)
+    assert {"psnr", "psnr_detected"} <= first.keys() & last.keys()
+    assert first["psnr_detected"] != first["psnr"]
+
+
+def test_the_old_encoder_is_pushed_towards_one_latent_space(
+    old_vae: object, runs: Path, clean_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(
+        preset(MappingSettings, "tiny"), trains="all", latent_adversary=0.1, steps=3, pixel=0.0
+    )
+    stage = mapping.make_stage(
+        settings,
+        clean=[clean_folder],
+        old=[old_folder],
+        vae_old=runs / "old",
+        vae_clean=runs / "clean",
+    )
+    assert set(stage.players) == {"mapping", "latent_discriminator"}
+    photos = [torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(2)]
+    for photo in photos:
+        photo.requires_grad_(True)
+    old, degraded = photos
+    batch = {
+        "old": old,
+        "degraded": degraded,
+        "mask": torch.zeros(2, 1, 32, 32),
+        "target": degraded.detach(),
+    }
+    stage.players["mapping"].module(batch)["latent_adversary"].backward()
+    assert old.grad is not None
+    assert old.grad.any()
+    assert degraded.grad is None  # synthetic ones are the goal
+    _train(stage, settings, tmp_path)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line
+
+
+def test_what_a_mapping_needs_besides_is_named(
+    old_vae: object, runs: Path, clean_folder: Path
+) -> None:
+    plain = replace(preset(MappingSettings, "tiny"), trains="all")
+    vaes = {"vae_old": runs / "old", "vae_clean": runs / "clean"}
+    with pytest.raises(ValueError, match="detector: a share of the samples"):
+        mapping.make_stage(replace(plain, detected_share=0.5), clean=[clean_folder], **vaes)
+    with pytest.raises(ValueError, match="old: the adversary of the latents needs real old photos"):
+        mapping.make_stage(replace(plain, latent_adversary=0.1), clean=[clean_folder], **vaes)
+    with pytest.raises(ValueError, match="latent_adversary: moves the old encoder"):
+        replace(preset(MappingSettings, "tiny"), latent_adversary=0.1)
+    with pytest.raises(ValueError, match="detected_share: expected 0 to 1, got 2"):
+        replace(plain, detected_share=2)
+    with pytest.raises(ValueError, match="expected a weights file of compact"):
+        mapping.Finder(runs / "old")
+
+
 def test_a_frozen_mapping_stage_leaves_both_vaes_alone(
     old_vae: object, runs: Path, clean_folder: Path, tmp_path: Path
 ) -> None:
