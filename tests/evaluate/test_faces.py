@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from oldrestore.cli import run_command
-from oldrestore.evaluate.faces import WAYS, evaluate_faces
+from oldrestore.evaluate.faces import ANOTHER, WAYS, FaceResults, FaceScore, evaluate_faces
 from oldrestore.face.align import TEMPLATE
 from oldrestore.face.detect import Face
 from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
@@ -91,3 +91,47 @@ def test_the_restorers_own_stage_is_left_as_it_was(
     assert restorer.faces is stage
     restorer.faces = None
     assert torch.is_grad_enabled()
+
+
+class Thumbnails:
+    """Takes a picture's small copy for the face's description."""
+
+    def describe(self, pictures: list[np.ndarray], landmarks: object) -> list[np.ndarray]:
+        return [np.asarray(Image.fromarray(one).resize((8, 8)), float).ravel() for one in pictures]
+
+
+def test_identity_is_told_with_its_floor_and_its_ceiling(
+    clean_folder: Path, restorer: Restorer, stage: FaceStage
+) -> None:
+    results = evaluate_faces(clean_folder, restorer, stage, recogniser=Thumbnails())  # type: ignore[arg-type]
+    mean = {
+        way: np.mean([s.identity for s in results.scores if s.way == way and s.identity])
+        for way in WAYS
+    }
+    floor = np.mean([found for found, _ in results.another])
+    assert len(results.another) == 4
+    assert floor < mean["restored"] < mean["clean, as JPEG"] <= 1
+    (table,) = results.tables()
+    assert table.rows[-1][0] == ANOTHER
+    staged, compressed = mean["restored, faces on"], mean["clean, as JPEG"]
+    assert f"Identity kept, of that of the JPEG: {staged / compressed:.3f} with" in table.caption
+    assert f"{(staged - floor) / (compressed - floor):.3f} and" in table.caption
+    (alone,) = evaluate_faces(
+        clean_folder,
+        restorer,
+        stage,
+        recogniser=Thumbnails(),  # type: ignore[arg-type]
+        limit=1,
+    ).tables()
+    assert [row[0] for row in alone.rows] == list(WAYS)  # there is no other person
+
+
+def test_the_share_of_the_same_person_counts_dlibs_distance() -> None:
+    scores = [
+        FaceScore("a", way, 30.0, 0.9, 0.4, 0.99, 0.0, 0.95, apart)
+        for way in WAYS
+        for apart in (0.3, 0.59, 0.6, 0.9)
+    ]
+    (table,) = FaceResults(scores, {}, "efficientnet_lite0").tables()
+    assert [row[table.head.index("same person")] for row in table.rows] == ["50%"] * len(WAYS)
+    assert "Distance by efficientnet_lite0: 0.0% lower" in table.caption

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from oldrestore.face.detect import (
@@ -16,6 +16,9 @@ from oldrestore.face.detect import (
     nearest_to,
     why_no_detector,
 )
+from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
+from oldrestore.face.network import FaceNetwork
+from oldrestore.face.stage import FaceStage
 from oldrestore.image import decode
 
 PORTRAIT = Path(__file__).parents[1] / "photos" / "carte-de-visite.jpg"
@@ -114,6 +117,28 @@ def test_nothing_is_found_where_nothing_is(height: int, detector: CenterFaceDete
     y, x = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
     drawing = torch.where((x // 20 + y // 20) % 2 > 0, 1.0, -1.0).expand(3, -1, -1)
     assert detector.detect(drawing) == []
+
+
+@needs_packages
+def test_a_drawn_face_is_found_or_not_but_is_no_error(detector: CenterFaceDetector) -> None:
+    paper = Image.new("RGB", (240, 300), "white")
+    pen = ImageDraw.Draw(paper)
+    pen.ellipse((50, 60, 190, 250), outline="black", width=3)
+    for left in (85, 135):
+        pen.ellipse((left, 120, left + 22, 134), outline="black", width=3)
+    pen.line((120, 135, 112, 175, 124, 178), fill="black", width=3)
+    pen.arc((90, 185, 150, 220), 20, 160, fill="black", width=3)
+    drawing = decode(paper).image
+    for face in detector.detect(drawing[0]):
+        assert np.isfinite(face.landmarks).all()
+        assert 0 < face.score <= 1
+    config = FaceConfig((4, 8), (0, 1))
+    stage = FaceStage(detector, FaceNetwork(FaceEnhancer(config), {}))
+    before = torch.from_numpy(np.array(paper)).permute(2, 0, 1)
+    after = before.clone()
+    for told in stage.apply(before, after, 1.0):
+        assert told.kept or told.reason
+    assert (after.int() - before.int()).abs().max() <= 1  # untrained: the identity
 
 
 def _face(left: float, top: float, size: float, score: float) -> Face:
