@@ -280,8 +280,8 @@ class FaceSettings(LoopSettings):
     """Stage "face": L1 and perceptual loss on aligned faces that have been restored.
 
     crop_px: side of the aligned crops.
-    smallest_scale: faces are shrunk at random down to this before they are damaged, as faces in
-        photos are smaller than the crop.
+    smallest_scale, largest_scale: faces are damaged and restored at a random size from the first to
+        the second, of the crop's: in photos most are smaller than the crop, in portraits larger.
     variants: in how many ways each portrait is damaged; each is made once and kept.
     pixel: weight of the L1 of pixels.
     perceptual: weight of an ImageNet network's features.
@@ -296,11 +296,25 @@ class FaceSettings(LoopSettings):
     # of what is smaller than the crop; holes are the restoration's, here they are few
     degradation: DegradationSettings = field(
         default_factory=lambda: DegradationSettings(
-            p_undamaged=0.05, p_grey=0.4, p_fading=0.0, p_structured=0.35, p_blur=0.6
+            # a sound face is to be left as it is, which has to be learnt like the rest
+            p_undamaged=0.2,
+            p_grey=0.4,
+            p_fading=0.0,
+            p_structured=0.35,
+            p_blur=0.6,
         )
     )
     smallest_scale: float = 0.35
+    largest_scale: float = 1.4
     variants: int = 2
     pixel: float = 1.0
     perceptual: float = 0.0
     distance: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.smallest_scale <= self.largest_scale:
+            raise ValueError(
+                f"smallest_scale, largest_scale: expected two numbers above 0 in this order, "
+                f"got {self.smallest_scale} and {self.largest_scale}"
+            )

@@ -93,7 +93,8 @@ class AlignedFaces:
         """One damaged crop, restored, and its goal."""
         matrix = to_template(landmarks, side)
         loose = similarity(_jittered(corners(side, inverse(matrix)), rng), corners(side, _IDENTITY))
-        scale = float(np.exp(rng.uniform(np.log(self.settings.smallest_scale), 0)))
+        ends = np.log([self.settings.smallest_scale, self.settings.largest_scale])
+        scale = float(np.exp(rng.uniform(*ends)))
         small = max(GRID_PX, round(side * scale / GRID_PX) * GRID_PX)
         fitted = loose * (small / side)
         clean = warp(_image(photo)[None], fitted, (small, small))[0]

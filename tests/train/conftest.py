@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from oldrestore.backbones import VGG19_WIDTHS
 from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import PaperConfig
 from oldrestore.mapping import PaperMappingConfig, make_mapping
 from oldrestore.mask import PaperDetectorConfig, make_detector
-from oldrestore.perceptual import VGG19_WIDTHS
 from oldrestore.vae import VAE, PaperVAEConfig
 
 
