@@ -225,7 +225,6 @@ def mapping(
     variant: Literal["scratch", "hr", "quality"] | None = None,
     vae_old: Path | None = None,
     vae_clean: Path | None = None,
-    old: list[Path] | None = None,
     textures: Path | None = None,
     detector: Path | None = None,
     backbone: Path | None = None,
@@ -241,7 +240,6 @@ def mapping(
             from --init-from.
         vae_clean: the same for the clean domain.
         textures: folder of damage textures (grey pictures, white = damage).
-        old: folders of real old photos, for the adversary of the latents (--latent-adversary).
         detector: weights file with the detector whose masks --detected-share is about.
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
@@ -251,7 +249,6 @@ def mapping(
         return mapping_stage.make_stage(
             settings,
             clean=common.clean,
-            old=old or [],
             vae_old=vae_old,
             vae_clean=vae_clean,
             textures=textures,

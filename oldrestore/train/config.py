@@ -148,8 +148,6 @@ class MappingSettings(LoopSettings):
     plain_latent: weight of the latents' L1 as it is, the published form.
     lsgan, feature_matching, perceptual: weights of the adversarial loss, of the discriminator's
         features and of an ImageNet network's.
-    latent_adversary: weight of the adversary that tells real from synthetic old photos' latents,
-        where the old encoder is trained too; 0 lets them drift apart.
     mask_dilation_px: masks are grown by 0 up to this, as a detector's mask is never exact.
     detected_share: share of the samples that come with the mask that a detector finds, as in
         restoring: what it misses, the networks then learn to mend without being shown where.
@@ -172,7 +170,6 @@ class MappingSettings(LoopSettings):
     lsgan: float = 0.0
     feature_matching: float = 0.0
     perceptual: float = 0.0
-    latent_adversary: float = 0.0
     mask_dilation_px: int = 3
     detected_share: float = 0.0
     use_nonlocal: bool = True
@@ -185,11 +182,6 @@ class MappingSettings(LoopSettings):
             raise ValueError(
                 f"latent, plain_latent: trained {END_TO_END} there are no latents to compare with; "
                 "set both to 0"
-            )
-        if self.latent_adversary and self.trains != "all":
-            raise ValueError(
-                f"latent_adversary: moves the old encoder, which --trains {self.trains} leaves as "
-                "it is or starts without a domain of its own; set it to 0, or trains to 'all'"
             )
         if not 0 <= self.detected_share <= 1:
             raise ValueError(f"detected_share: expected 0 to 1, got {self.detected_share}")

@@ -35,7 +35,6 @@ from oldrestore.train.players import (
     Adversary,
     adversary_player,
     image_adversary,
-    latent_adversary,
     perceptual_backbone,
 )
 from oldrestore.train.state import Source, kind_of, read_source
@@ -43,30 +42,18 @@ from oldrestore.vae import VAE
 
 Translator = MappingNetwork | PaperMappingNetwork
 AT_ONCE = 4  # held-out crops: validation shall not need more memory than a step of a small batch
-LOSSES = (
-    "pixel",
-    "latent",
-    "plain_latent",
-    "lsgan",
-    "feature_matching",
-    "perceptual",
-    "latent_adversary",
-)
+LOSSES = ("pixel", "latent", "plain_latent", "lsgan", "feature_matching", "perceptual")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Synthetic pairs: a damaged crop, its mask, and what it shall become.
-
-    old: real old photos, of which each pair is given a crop beside it.
-    """
+    """Synthetic pairs: a damaged crop, its mask, and what it shall become."""
 
     clean: PhotoFolders
     degradation: DegradationSettings
     textures: TextureSet | None
     settings: MappingSettings
     mask_dilation_px: int
-    old: PhotoFolders | None = None
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
         scale = self.settings.smallest_scale
@@ -81,8 +68,6 @@ class Pairs:
         if self.settings.detected_share:
             is_detected = rng.random() < self.settings.detected_share
             drawn["is_detected"] = torch.tensor(bool(is_detected))
-        if self.old is not None:  # as it is: shrinking would take away the damage
-            drawn["old"] = crop(self.old.pick(rng), crop_px, rng, smallest_scale=1.0)
         return drawn
 
 
@@ -139,7 +124,6 @@ class Translation(nn.Module):
         settings: MappingSettings,
         backbone: Backbone | None,
         critic: Adversary | None,
-        latent_critic: Adversary | None,
         finder: Finder | None,
     ) -> None:
         super().__init__()
@@ -148,11 +132,11 @@ class Translation(nn.Module):
         self.vae_clean = vae_clean
         self.settings = settings
         # in a tuple: what only judges is no part of this player
-        self._judges = (backbone, critic, latent_critic, finder)
+        self._judges = (backbone, critic, finder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         settings = self.settings
-        backbone, critic, latent_critic, finder = self._judges
+        backbone, critic, finder = self._judges
         degraded, target = batch["degraded"], batch["target"]
         mask = _mask(batch, finder)
         given = shown(self.mapping, degraded, mask)
@@ -179,13 +163,6 @@ class Translation(nn.Module):
                 lsgan=settings.lsgan,
                 feature_matching=settings.feature_matching,
             )
-        if latent_critic is not None:  # of photos as they come, damage and all, as in the VAE stage
-            with torch.no_grad():
-                synthetic = self.vae_old.encode(degraded)
-            pushed = latent_critic.deceive(
-                self.vae_old.encode(batch["old"]), synthetic, lsgan=1.0, feature_matching=0.0
-            )
-            found["latent_adversary"] = pushed["lsgan"]
         return found
 
 
@@ -204,7 +181,6 @@ def make_stage(
     settings: MappingSettings,
     *,
     clean: Sequence[Path],
-    old: Sequence[Path] = (),
     vae_old: Path | None = None,
     vae_clean: Path | None = None,
     textures: Path | None = None,
@@ -219,7 +195,6 @@ def make_stage(
         vae_old, vae_clean: run folders of the stages before, or weights files; may be left out if
             ``init_from`` is given. Trained end to end, there are none.
         textures: a folder of damage textures.
-        old: folders of real old photos, for the adversary of the latents alone.
         detector: a weights file with the detector whose masks ``detected_share`` is about.
         backbone: weights of a perceptual backbone.
         init_from: run folder of a mapping stage, or weights file, to start from, with the VAEs
@@ -232,8 +207,7 @@ def make_stage(
     networks = _networks(settings, vae_old, vae_clean, init_from)
     judge = perceptual_backbone(backbone, settings.perceptual)
     pieces = TextureSet.from_folder(textures) if textures is not None else None
-    _check_given(settings, old, detector)
-    finder = Finder(detector) if detector is not None and settings.detected_share else None
+    finder = _finder(settings, detector)
 
     vae = networks["vae_old"]
     assert isinstance(vae, VAE)
@@ -243,8 +217,8 @@ def make_stage(
         config={"preset": kind, "vae": asdict(vae.config), "mapping": asdict(settings.network)},
         networks=networks,
         players=_players(settings, networks, judge, finder),
-        samples=_pairs(settings, clean, old, pieces, held_out=False),
-        validation=_pairs(settings, clean, (), pieces, held_out=True),
+        samples=_pairs(settings, clean, pieces, held_out=False),
+        validation=_pairs(settings, clean, pieces, held_out=True),
         validate=functools.partial(_validate, finder=finder),
         sheet=_sheet,
         columns=4,
@@ -252,28 +226,25 @@ def make_stage(
     )
 
 
-def _check_given(settings: MappingSettings, old: Sequence[Path], detector: Path | None) -> None:
-    """What the losses and samples need was given.
+def _finder(settings: MappingSettings, detector: Path | None) -> Finder | None:
+    """The detector whose masks some samples have, if any shall.
 
     Raises:
-        ValueError: it was not.
+        ValueError: they shall, and there is none.
     """
-    if settings.latent_adversary and not old:
-        raise ValueError(
-            "old: the adversary of the latents needs real old photos: name a folder with --old, or "
-            "set latent_adversary to 0"
-        )
-    if settings.detected_share and detector is None:
+    if not settings.detected_share:
+        return None
+    if detector is None:
         raise ValueError(
             "detector: a share of the samples is to have a detector's masks: name a weights file "
             "with --detector, or set detected_share to 0"
         )
+    return Finder(detector)
 
 
 def _pairs(
     settings: MappingSettings,
     clean: Sequence[Path],
-    old: Sequence[Path],
     textures: TextureSet | None,
     *,
     held_out: bool,
@@ -286,9 +257,7 @@ def _pairs(
         holes = float(damage.p_structured > 0)
         damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes, p_large=0.0)
         grown = 0
-    is_aligned = settings.latent_adversary > 0 and not held_out
-    real = PhotoFolders(old, held_out=False, smallest_px=smallest) if is_aligned else None
-    return Pairs(photos, damage, textures, settings, grown, real)
+    return Pairs(photos, damage, textures, settings, grown)
 
 
 def _players(
@@ -297,7 +266,7 @@ def _players(
     judge: Backbone | None,
     finder: Finder | None,
 ) -> dict[str, Player]:
-    """The mapping, with what is trained beside it, then the discriminators whose losses are on."""
+    """The mapping, with what is trained beside it, then the discriminator if its loss is on."""
     old, mapping, new = (networks[name] for name in ("vae_old", "mapping", "vae_clean"))
     assert isinstance(old, VAE)
     assert isinstance(mapping, Translator)
@@ -307,11 +276,9 @@ def _players(
     if settings.trains != "mapping":  # what restoring uses: old encoder, mapping, clean decoder
         old.encoder.requires_grad_(True)
         new.decoder.requires_grad_(True)
-    critic = latent_critic = None
+    critic = None
     if settings.lsgan or settings.feature_matching:
         critic = image_adversary(settings.adversary, 6)
-    if settings.latent_adversary:
-        latent_critic = latent_adversary(settings.adversary.channels, old.config.latent_channels)
     generator = Translation(
         old,
         mapping,
@@ -319,14 +286,12 @@ def _players(
         settings=settings,
         backbone=judge,
         critic=critic,
-        latent_critic=latent_critic,
         finder=finder,
     )
     weights = {name: getattr(settings, name) for name in LOSSES}
     players = {"mapping": Player(generator, weights, settings.lr)}
-    for rival in (critic, latent_critic):
-        if rival is not None:
-            players[rival.name] = adversary_player(rival, settings.adversary.lr)
+    if critic is not None:
+        players[critic.name] = adversary_player(critic, settings.adversary.lr)
     return players
 
 

@@ -77,11 +77,6 @@ def image_adversary(settings: AdversarySettings, channels_in: int) -> Adversary:
     )
 
 
-def latent_adversary(channels: int, latent_channels: int) -> Adversary:
-    """The discriminator of old photos' latents."""
-    return Adversary("latent_discriminator", MultiscaleDiscriminator(latent_channels, channels, 1))
-
-
 def adversary_player(adversary: Adversary, lr: float) -> Player:
     """The discriminator's player."""
     return Player(adversary, {adversary.name: 1.0}, lr)

@@ -19,12 +19,12 @@ from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
 from oldrestore.train.config import VAESettings
 from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
+from oldrestore.train.discriminators import MultiscaleDiscriminator
 from oldrestore.train.loop import Player, Stage, noise_like
 from oldrestore.train.players import (
     Adversary,
     adversary_player,
     image_adversary,
-    latent_adversary,
     perceptual_backbone,
 )
 from oldrestore.train.state import kind_of, read_source
@@ -179,9 +179,9 @@ def _players(settings: VAESettings, vae: VAE, judge: Backbone | None) -> dict[st
     if settings.lsgan or settings.feature_matching:
         image_critic = image_adversary(settings.adversary, 3)
     if settings.domain == "old" and settings.latent_adversary:
-        latent_critic = latent_adversary(
-            settings.adversary.channels, settings.network.latent_channels
-        )
+        channels = settings.network.latent_channels
+        discriminator = MultiscaleDiscriminator(channels, settings.adversary.channels, 1)
+        latent_critic = Adversary("latent_discriminator", discriminator)
     generator = Autoencoding(vae, settings, judge, image_critic, latent_critic)
     weights = {name: getattr(settings, name) for name in LOSSES}
     players = {"vae": Player(generator, weights, settings.lr)}

@@ -188,39 +188,6 @@ def test_a_share_of_the_samples_has_a_detectors_mask(
     assert first["psnr_detected"] != first["psnr"]
 
 
-def test_the_old_encoder_is_pushed_towards_one_latent_space(
-    old_vae: object, runs: Path, clean_folder: Path, old_folder: Path, tmp_path: Path
-) -> None:
-    settings = replace(
-        preset(MappingSettings, "tiny"), trains="all", latent_adversary=0.1, steps=3, pixel=0.0
-    )
-    stage = mapping.make_stage(
-        settings,
-        clean=[clean_folder],
-        old=[old_folder],
-        vae_old=runs / "old",
-        vae_clean=runs / "clean",
-    )
-    assert set(stage.players) == {"mapping", "latent_discriminator"}
-    photos = [torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(2)]
-    for photo in photos:
-        photo.requires_grad_(True)
-    old, degraded = photos
-    batch = {
-        "old": old,
-        "degraded": degraded,
-        "mask": torch.zeros(2, 1, 32, 32),
-        "target": degraded.detach(),
-    }
-    stage.players["mapping"].module(batch)["latent_adversary"].backward()
-    assert old.grad is not None
-    assert old.grad.any()
-    assert degraded.grad is None  # synthetic ones are the goal
-    _train(stage, settings, tmp_path)
-    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line
-
-
 def test_what_a_mapping_needs_besides_is_named(
     old_vae: object, runs: Path, clean_folder: Path
 ) -> None:
@@ -228,10 +195,6 @@ def test_what_a_mapping_needs_besides_is_named(
     vaes = {"vae_old": runs / "old", "vae_clean": runs / "clean"}
     with pytest.raises(ValueError, match="detector: a share of the samples"):
         mapping.make_stage(replace(plain, detected_share=0.5), clean=[clean_folder], **vaes)
-    with pytest.raises(ValueError, match="old: the adversary of the latents needs real old photos"):
-        mapping.make_stage(replace(plain, latent_adversary=0.1), clean=[clean_folder], **vaes)
-    with pytest.raises(ValueError, match="latent_adversary: moves the old encoder"):
-        replace(preset(MappingSettings, "tiny"), latent_adversary=0.1)
     with pytest.raises(ValueError, match="detected_share: expected 0 to 1, got 2"):
         replace(plain, detected_share=2)
     with pytest.raises(ValueError, match="expected a weights file of compact"):
