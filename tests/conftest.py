@@ -1,12 +1,15 @@
 """What all tests share: one thread, so that they run the same everywhere, and tiny networks."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import CompactConfig
+from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
 from oldrestore.mapping import MappingConfig
 from oldrestore.mask import DetectorConfig
 from oldrestore.pipeline import Restorer
@@ -56,4 +59,18 @@ def weights(restorer: Restorer, tmp_path: Path) -> Path:
     """The weights file of ``restorer``."""
     path = tmp_path / "tiny.safetensors"
     restorer.save(path, {"data": "none"})
+    return path
+
+
+@pytest.fixture
+def face_weights(tmp_path: Path) -> Path:
+    """The weights file of a small face network that changes what it is shown."""
+    layout = FaceConfig(channels=(4, 8), blocks=(0, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = FaceEnhancer(layout)
+        torch.nn.init.normal_(network.tail.weight, std=0.02)
+    tensors = {f"face.{name}": value for name, value in network.state_dict().items()}
+    path = tmp_path / "faces.safetensors"
+    write_checkpoint(path, tensors, {"preset": "compact", "face": dataclasses.asdict(layout)}, {})
     return path
