@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,3 +75,19 @@ def face_weights(tmp_path: Path) -> Path:
     path = tmp_path / "faces.safetensors"
     write_checkpoint(path, tensors, {"preset": "compact", "face": dataclasses.asdict(layout)}, {})
     return path
+
+
+@pytest.fixture
+def heights_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Heights of the windows that are read of the pages of TIFF files from now on."""
+    from oldrestore.photo_file.tiff_read import TiffPage  # needs tifffile
+
+    heights: list[int] = []
+    read = TiffPage.read
+
+    def noted(self: TiffPage, top: int, left: int, height: int, width: int) -> Any:
+        heights.append(height)
+        return read(self, top, left, height, width)
+
+    monkeypatch.setattr(TiffPage, "read", noted)
+    return heights
