@@ -41,7 +41,7 @@ PAPER_WHOLE_BYTES = 2000
 KEPT_BYTES = 144 * 2**20
 # left free beside more than the fewest rows: with several threads the allocator keeps more
 ROOM_BYTES = 128 * 2**20
-SPARE_SHARE = 0.25
+SPARE_SHARE = 0.125
 # of the second pass's last steps, for each of their pixels; of mask and grain, of the photo's
 FINISH_BYTES = 250
 PHOTO_BYTES = 1 / 8 + 64 / BLOCK_PX**2

@@ -42,9 +42,10 @@ def ray() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason='Ray is not installed (pip install "oldrestore[ray]")')
     from ray.cluster_utils import Cluster as Nodes
 
-    # workers find the package as this process does
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment = pytest.MonkeyPatch()
+    # workers find the package as this process does, and get their share of a busy machine
+    environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    environment.setenv("RAY_worker_niceness", "0")
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(NODES - 1):
         nodes.add_node(num_cpus=1)
@@ -52,9 +53,7 @@ def ray() -> Iterator[Any]:
     yield ray
     ray.shutdown()
     nodes.shutdown()
-    os.environ.pop("PYTHONPATH")
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
+    environment.undo()
 
 
 @pytest.fixture
