@@ -110,7 +110,7 @@ def run_ray(photos: Path, out: Path) -> dict[str, float]:
     from oldrestore.batch.cluster import Cluster
 
     # Ray's own processes are not to wait for others that run beside
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is Ray's)
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(all_threads() - 1):
         nodes.add_node(num_cpus=1)

@@ -150,7 +150,7 @@ class OneFace:
     """Takes the middle of every photo for a face."""
 
     def detect(self, image: Tensor) -> list[Face]:
-        middle = np.array(image.shape[:1:-1]) / 2  # x, y
+        middle = np.array([image.shape[-1], image.shape[-2]]) / 2  # x, y
         half = middle.min() / 2
         points = middle + (TEMPLATE - 0.5) * 2 * half
         box = (*(middle - half), *(middle + half))
