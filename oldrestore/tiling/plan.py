@@ -40,7 +40,7 @@ PAPER_WHOLE_BYTES = 2000
 # Kept by the core between layers, and by the allocator in pieces that fit nothing: measured.
 KEPT_BYTES = 144 * 2**20
 # left free beside more than the fewest rows: with several threads the allocator keeps more
-ROOM_BYTES = 128 * 2**20
+ROOM_BYTES = 192 * 2**20
 SPARE_SHARE = 0.125
 # of the second pass's last steps, for each of their pixels; of mask and grain, of the photo's
 FINISH_BYTES = 250
