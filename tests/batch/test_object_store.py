@@ -12,7 +12,7 @@ from oldrestore.batch.lock import LOCK_NAME
 from oldrestore.batch.runner import MANIFEST_NAME, Summary
 from oldrestore.batch.storage import RemoteFolder, open_folder, write_file
 
-MISSING = 'moto and s3fs are not installed (pip install "oldrestore[test]")'
+MISSING = 'moto and s3fs are not installed (pip install ".[test]")'
 PART_BYTES = 256  # of these tests' uploads, so that a result of a kilobyte has several parts
 MORE = 6  # photos: more than are in work at a time
 
