@@ -1,17 +1,20 @@
 """Large photos in bounded memory: seconds, and the most memory of the process.
 
 python benchmarks/bench_tiles.py                            # the table: 24 MP, whole and in bands
-python benchmarks/bench_tiles.py compact 24 1GiB 2          # NETWORK MEGAPIXELS MEMORY THREADS
+python benchmarks/bench_tiles.py compact 24 1GiB 2          # NETWORK SIZE MEMORY THREADS
 python benchmarks/bench_tiles.py compact 24 whole 2         # all at once; needs 10 GB
-python benchmarks/bench_tiles.py tiff 900 2GiB 2            # a TIFF of 16 bits into another
+python benchmarks/bench_tiles.py tiff 30000x30000 2.75GiB 2 # a TIFF of 16 bits into another
 python benchmarks/bench_tiles.py paper 4 1GiB 2             # the published scratch network
 
-Every way runs in a process of its own. "planned" is what `tiling.plan` says beforehand that
-restoring takes; the peak is the whole process's, Python, torch and weights included.
+A size is megapixels, or height x width. Every way runs in a process of its own. "planned" is what
+`tiling.plan` says beforehand that restoring takes; the peak is the whole process's, Python, torch
+and weights included. Processor seconds count other programs' work less than seconds do; set
+OMP_WAIT_POLICY=PASSIVE, as the table does, so that they do not count threads that wait.
 """
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,7 +38,7 @@ from oldrestore.tiling import plan
 from oldrestore.tiling.restoring import Bands
 
 WIDE = 1.5  # a photo's width over its height
-TABLE = (("compact", 24, "whole"), ("compact", 24, "1GiB"), ("compact", 24, "2GiB"))
+TABLE = (("compact", "24", "whole"), ("compact", "24", "1GiB"), ("compact", "24", "2GiB"))
 WHOLE = "whole"
 HOLE_SHARE = 0.02
 STRIP_ROWS = 250  # of the TIFF, made at a time
@@ -56,14 +59,19 @@ def photo(height: int, width: int, kind: type, seed: int = 0) -> np.ndarray:
     return np.ascontiguousarray(np.tile(tile, repeats)[:height, :width])
 
 
-def sides(megapixels: float) -> tuple[int, int]:
-    height = round((megapixels * 1e6 / WIDE) ** 0.5)
-    return height, round(megapixels * 1e6 / height)
+def sides(size: str) -> tuple[int, int]:
+    """Height and width of a photo by its megapixels, or as given."""
+    if "x" in size:
+        height, width = map(int, size.split("x"))
+        return height, width
+    pixels = float(size) * 1e6
+    height = round((pixels / WIDE) ** 0.5)
+    return height, round(pixels / height)
 
 
-def compact(megapixels: float, memory: str) -> dict[str, Any]:
+def compact(size: str, memory: str) -> dict[str, Any]:
     """An array of 8 bits through the default network."""
-    restorer, pixels = Restorer.load(device="cpu"), photo(*sides(megapixels), np.uint8)
+    restorer, pixels = Restorer.load(device="cpu"), photo(*sides(size), np.uint8)
     if memory == WHOLE:
         pipeline.is_best_whole = lambda *_: True
     result = restorer.restore(pixels, max_memory="1TiB" if memory == WHOLE else memory)
@@ -74,9 +82,9 @@ def compact(megapixels: float, memory: str) -> dict[str, Any]:
     }
 
 
-def tiff(megapixels: float, memory: str) -> dict[str, Any]:
+def tiff(size: str, memory: str) -> dict[str, Any]:
     """A TIFF of 16 bits, in strips, into another, as the command line does it."""
-    restorer, (height, width) = Restorer.load(device="cpu"), sides(megapixels)
+    restorer, (height, width) = Restorer.load(device="cpu"), sides(size)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.tif", Path(folder) / "out.tif"
         page = ArrayPage("page", np.broadcast_to(np.uint16(0), (height, width, 3)), Metadata())
@@ -96,18 +104,18 @@ def tiff(megapixels: float, memory: str) -> dict[str, Any]:
     return {**seconds_of, "damaged": found.damaged, **sizes}
 
 
-def paper(megapixels: float, memory: str) -> dict[str, Any]:
+def paper(size: str, memory: str) -> dict[str, Any]:
     """The published scratch network with random weights, a mask of small holes."""
     restorer = paper_network.restorer()
-    side = round((megapixels * 1e6) ** 0.5 / 8) * 8
-    pixels = photo(side, side, np.uint8)
-    cells = np.random.default_rng(1).random((side // 8, side // 8)) < HOLE_SHARE
+    height, width = (side // 8 * 8 for side in sides(size))
+    pixels = photo(height, width, np.uint8)
+    cells = np.random.default_rng(1).random((height // 8, width // 8)) < HOLE_SHARE
     mask = cells.repeat(8, 0).repeat(8, 1).astype(np.uint8)
     result = restorer.restore(pixels, mask=mask, max_memory=memory)
     return {"seconds": result.seconds, "damaged": result.damaged}
 
 
-def measure(network: str, megapixels: float, memory: str, threads: int) -> dict[str, Any]:
+def measure(network: str, size: str, memory: str, threads: int) -> dict[str, Any]:
     """In this process."""
     torch.set_num_threads(threads)
     planned: list[int] = []
@@ -120,15 +128,18 @@ def measure(network: str, megapixels: float, memory: str, threads: int) -> dict[
     plan.needed_bytes = noted
     before = peak_megabytes()
     start = time.process_time()
-    found = {"compact": compact, "tiff": tiff, "paper": paper}[network](megapixels, memory)
+    found = {"compact": compact, "tiff": tiff, "paper": paper}[network](size, memory)
+    processor_seconds = found.pop("processor_seconds", time.process_time() - start)
+    megapixels = math.prod(sides(size)) / 1e6
     return {
         "network": network,
         "megapixels": megapixels,
         "memory": memory,
         "threads": threads,
-        "processor_seconds": time.process_time() - start,
         **found,
+        "processor_seconds": processor_seconds,
         "seconds_per_megapixel": found["seconds"] / megapixels,
+        "processor_seconds_per_megapixel": processor_seconds / megapixels,
         "peak_mb": peak_megabytes(),
         "peak_mb_before": before,
         "planned_mb": planned[-1] / 1e6 if planned else None,
@@ -138,14 +149,15 @@ def measure(network: str, megapixels: float, memory: str, threads: int) -> dict[
 def alone(*arguments: str) -> dict[str, Any]:
     """The same in a process of its own."""
     command = [sys.executable, str(Path(__file__)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def table(threads: int) -> None:
     """Print the ratio to the untiled way, and the peaks."""
-    rows = [alone(name, str(size), memory, str(threads)) for name, size, memory in TABLE]
+    rows = [alone(name, size, memory, str(threads)) for name, size, memory in TABLE]
     whole = rows[0]
     columns = ("seconds", "processor s", "of untiled", "peak MB", "planned MB")
     sys.stdout.write(f"\n| 24 MP, {threads} threads | {' | '.join(columns)} |\n")
@@ -166,10 +178,10 @@ def table(threads: int) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case [("compact" | "tiff" | "paper") as network, megapixels, memory, threads]:
-            result = measure(network, float(megapixels), memory, int(threads))
+        case [("compact" | "tiff" | "paper") as network, size, memory, threads]:
+            result = measure(network, size, memory, int(threads))
             sys.stdout.write(json.dumps(result) + "\n")
         case []:
             table(min(2, os.cpu_count() or 1))
         case _:
-            sys.exit("usage: python bench_tiles.py [compact|tiff|paper MEGAPIXELS MEMORY THREADS]")
+            sys.exit("usage: python bench_tiles.py [compact|tiff|paper SIZE MEMORY THREADS]")

@@ -1,12 +1,16 @@
 """What all tests share: one thread, so that they run the same everywhere, and tiny networks."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import CompactConfig
+from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
 from oldrestore.mapping import MappingConfig
 from oldrestore.mask import DetectorConfig
 from oldrestore.pipeline import Restorer
@@ -57,3 +61,33 @@ def weights(restorer: Restorer, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
     restorer.save(path, {"data": "none"})
     return path
+
+
+@pytest.fixture
+def face_weights(tmp_path: Path) -> Path:
+    """The weights file of a small face network that changes what it is shown."""
+    layout = FaceConfig(channels=(4, 8), blocks=(0, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = FaceEnhancer(layout)
+        torch.nn.init.normal_(network.tail.weight, std=0.1)
+    tensors = {f"face.{name}": value for name, value in network.state_dict().items()}
+    path = tmp_path / "faces.safetensors"
+    write_checkpoint(path, tensors, {"preset": "compact", "face": dataclasses.asdict(layout)}, {})
+    return path
+
+
+@pytest.fixture
+def heights_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Heights of the windows that are read of the pages of TIFF files from now on."""
+    from oldrestore.photo_file.tiff_read import TiffPage  # needs tifffile
+
+    heights: list[int] = []
+    read = TiffPage.read
+
+    def noted(self: TiffPage, top: int, left: int, height: int, width: int) -> Any:
+        heights.append(height)
+        return read(self, top, left, height, width)
+
+    monkeypatch.setattr(TiffPage, "read", noted)
+    return heights

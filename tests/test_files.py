@@ -8,7 +8,6 @@ from PIL import Image
 from oldrestore import pipeline
 from oldrestore.files import detect_pages, page_path, restore_file, restore_pages
 from oldrestore.photo_file import PhotoError
-from oldrestore.photo_file.tiff_read import TiffPage
 from oldrestore.pipeline import Restorer
 from oldrestore.tiling import plan
 
@@ -110,19 +109,11 @@ def album(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def windows(heights_read: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Photos are worked on in bands; heights of the windows that are read of pages."""
     monkeypatch.setattr(pipeline, "is_best_whole", lambda *_: False)
     monkeypatch.setattr(plan, "BANDS", (BAND,))
-    heights: list[int] = []
-    read = TiffPage.read
-
-    def noted(self: TiffPage, top: int, left: int, height: int, width: int) -> np.ndarray:
-        heights.append(height)
-        return read(self, top, left, height, width)
-
-    monkeypatch.setattr(TiffPage, "read", noted)
-    return heights
+    return heights_read
 
 
 def test_tiffs_go_through_by_windows(album: Path, restorer: Restorer, windows: list[int]) -> None:

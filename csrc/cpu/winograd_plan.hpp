@@ -18,20 +18,24 @@
 namespace oldrestore {
 
 constexpr int64_t kCacheLine = 64;               // bytes
-constexpr int64_t kHugePage = int64_t{1} << 21;  // bytes
+constexpr uintptr_t kHugePage = uintptr_t{1} << 21;  // bytes
+constexpr uintptr_t kLeastOnHugePage = 4 * kHugePage;
 
-// Uninitialised floats on a cache-line boundary; large ones in huge pages where the system has
-// them.
+// Uninitialised floats on a cache-line boundary; in huge pages, but for the ends, where the system
+// has them. Small ones do not begin on a huge page: the allocator could not use what lies between.
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(int64_t size) {
-    const int64_t alignment = size * 4 < kHugePage ? kCacheLine : kHugePage;
-    const auto bytes = static_cast<size_t>(ceil_div(size * 4 + 1, alignment) * alignment);
-    data_ = static_cast<float*>(std::aligned_alloc(alignment, bytes));
+    const auto bytes = static_cast<size_t>(ceil_div(size * 4 + 1, kCacheLine) * kCacheLine);
+    data_ = static_cast<float*>(
+        std::aligned_alloc(bytes < kLeastOnHugePage ? kCacheLine : kHugePage, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
     // 36 streams, one per point, are more small pages than the processor remembers
-    if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+    const auto begin = reinterpret_cast<uintptr_t>(data_), end = begin + bytes;
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = end / kHugePage * kHugePage;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   }
   AlignedBuffer(const AlignedBuffer&) = delete;

@@ -13,7 +13,7 @@ from oldrestore.ops import partial_nonlocal as _partial_nonlocal
 from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
 from oldrestore.ops._dispatch import Backend, is_static, set_backend, static_control_flow
-from oldrestore.ops._native import forget_packed_weights, freed_memory_kept
+from oldrestore.ops._native import forget_packed_weights, freed_memory_kept, map_of_rows
 from oldrestore.ops.conv_norm_act import conv_norm_act
 from oldrestore.ops.conv_rows import BAND_ROWS, conv_rows
 from oldrestore.ops.instance_norm_act import instance_norm_act
@@ -32,6 +32,7 @@ __all__ = [
     "freed_memory_kept",
     "instance_norm_act",
     "is_static",
+    "map_of_rows",
     "partial_nonlocal",
     "patch_attention",
     "residual_block",

@@ -101,6 +101,14 @@ def inner_map(x: Tensor, channels: int) -> Tensor:
     return _empty(x, [batch, height, width, padded(channels)], torch.contiguous_format)
 
 
+def map_of_rows(x: Tensor, rows: int) -> Tensor:
+    """An empty contiguous map (B, C, rows, W), otherwise like ``x``: of any type and device."""
+    shape = [*x.shape[:2], rows, x.shape[3]]
+    if _dispatch.NATIVE is None or x.device.type != "cpu" or x.dtype != torch.float32:
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+    return _empty(x, shape, torch.contiguous_format)
+
+
 def _empty(x: Tensor, shape: list[int], layout: torch.memory_format) -> Tensor:
     """A float32 map, large ones in memory that the core keeps."""
     out = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=layout)

@@ -72,24 +72,26 @@ class Guard:
     It keeps what is freed for the next maps, which saves a fifth of the time but has no bound.
 
     Args:
-        allowed: bytes that the process may hold more than it does now, if it can be helped.
+        limit: bytes that the process may hold, if it can be helped.
     """
 
-    def __init__(self, allowed: int) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-        if self._trim is not None:
-            self._trim(0)
-        self._limit = (resident_memory() or 0) + allowed
+    def __init__(self, limit: int) -> None:
+        self._limit = self._next = limit
 
     def look(self) -> None:
         """Look how much is held; cheap enough for every layer."""
-        if self._trim is None:
-            return
         resident = resident_memory()
-        if resident is not None and resident > self._limit:
-            self._trim(0)
+        if resident is not None and resident > self._next:
             # what is in use cannot be given back: look again when there is some more
-            self._limit = max(self._limit, (resident_memory() or 0) + LEAST_TRIMMED_BYTES)
+            self._next = max(self._limit, (trimmed_memory() or 0) + LEAST_TRIMMED_BYTES)
+
+
+def trimmed_memory() -> int | None:
+    """What this process holds once the C library, if it can, has given back what was freed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+    return resident_memory()
 
 
 def resident_memory() -> int | None:

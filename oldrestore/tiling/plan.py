@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from oldrestore.config import PaperConfig
 from oldrestore.grain import BLOCK_PX, CELL_PX
 from oldrestore.networks import Networks
-from oldrestore.tiling.memory import FREE_SHARE, Guard, read_memory, text_of
+from oldrestore.tiling.memory import FREE_SHARE, Guard, read_memory, text_of, trimmed_memory
 from oldrestore.tiling.restoring import FILL_IN_MEMORY_BYTES, FINISH_PX, Bands
 from oldrestore.tiling.rows import Ledger
 from oldrestore.tiling.sources import Source
@@ -25,8 +25,10 @@ from oldrestore.tiling.sources import Source
 # slower on 3000 columns: their maps leave the caches; 64 take a tenth less memory than 128.
 BANDS = (2 * CELL_PX, CELL_PX)
 REHEARSED_COLUMNS = 64
-REHEARSED_ROWS = 1024  # beside some bands: more than the layers and the fill look ahead
-REHEARSED_BANDS = 2
+# As many as the detector, at half the side, looks ahead, by whole Winograd tiles, and the fill; and
+# as the networks do.
+REHEARSED_ROWS = {"survey": 3328, "render": 1536}
+ROWS_STEP = 256
 # of a photo that is worked on whole, for each pixel; more than so many pixels never are on a CPU
 WHOLE_BYTES = 700
 WHOLE_PX = 2**21
@@ -38,8 +40,8 @@ PAPER_WHOLE_BYTES = 2000
 # Kept by the core between layers, and by the allocator in pieces that fit nothing: measured.
 KEPT_BYTES = 144 * 2**20
 # left free beside more than the fewest rows: with several threads the allocator keeps more
-ROOM_BYTES = 128 * 2**20
-SPARE_SHARE = 0.25
+ROOM_BYTES = 192 * 2**20
+SPARE_SHARE = 0.125
 # of the second pass's last steps, for each of their pixels; of mask and grain, of the photo's
 FINISH_BYTES = 250
 PHOTO_BYTES = 1 / 8 + 64 / BLOCK_PX**2
@@ -87,6 +89,7 @@ def choose_band(bands: Bands, budget: int, held: int, there: int = 0) -> Bands:
     Raises:
         TooLittleMemoryError: says how much is needed.
     """
+    before = trimmed_memory()  # before the rehearsal, of which the core keeps some
     for band in BANDS:
         needed = held + needed_bytes(dataclasses.replace(bands, band=band, ledger=Ledger()))
         if needed + (ROOM_BYTES if band > BANDS[-1] else 0) <= budget:
@@ -97,10 +100,10 @@ def choose_band(bands: Bands, budget: int, held: int, there: int = 0) -> Bands:
             f"max_memory: a photo of {size} needs {text_of(needed)} at least, got {text_of(budget)}"
         )
     ledger = Ledger()
-    if bands.networks.device.type == "cpu":
+    if bands.networks.device.type == "cpu" and before is not None:
         # what is spare is for the peaks between two looks
         spare = SPARE_SHARE * maps_bytes(dataclasses.replace(bands, band=band, ledger=Ledger()))
-        ledger = Ledger(Guard(int(needed - there - spare)).look)
+        ledger = Ledger(Guard(int(before + needed - there - spare)).look)
     return dataclasses.replace(bands, band=band, ledger=ledger, spare=budget - needed)
 
 
@@ -124,18 +127,21 @@ def maps_bytes(bands: Bands) -> int:
 def rehearse(bands: Bands) -> int:
     """The most bytes that the maps take at a time."""
     source = bands.source
-    rows = min(source.height, REHEARSED_ROWS + REHEARSED_BANDS * bands.band)
     kind = "own" if isinstance(bands.mask, Source) else bands.mask
-    key = (bands.band, rows, source.channels, source.read(0, 1).dtype, kind)
+    dtype = source.read(0, 1).dtype
+    # a little more than needed, so that photos of about the same height share a rehearsal
+    height = min(-(-source.height // ROWS_STEP) * ROWS_STEP, max(REHEARSED_ROWS.values()))
+    key = (bands.band, height, source.channels, dtype, kind)
     known = bands.networks.rehearsed
     if key not in known:
-        known[key] = _rehearse(bands, rows, source.read(0, 1).dtype)
+        known[key] = max(_rehearse(bands, name, height, dtype) for name in REHEARSED_ROWS)
     return known[key] * -(-source.width // REHEARSED_COLUMNS)
 
 
 @torch.inference_mode()
-def _rehearse(bands: Bands, rows: int, dtype: torch.dtype) -> int:
-    """The bytes of `REHEARSED_COLUMNS` columns."""
+def _rehearse(bands: Bands, which: str, height: int, dtype: torch.dtype) -> int:
+    """The bytes of `REHEARSED_COLUMNS` columns in one of the passes over so many rows."""
+    rows = min(height, REHEARSED_ROWS[which])
 
     def blank(channels: int, dtype: torch.dtype) -> Source:
         def read(top: int, bottom: int) -> Tensor:
@@ -145,18 +151,15 @@ def _rehearse(bands: Bands, rows: int, dtype: torch.dtype) -> int:
 
     photo, mask = blank(bands.source.channels, dtype), blank(1, torch.uint8)
     own = mask if isinstance(bands.mask, Source) else bands.mask
-    peaks = []
-    for is_survey in (True, False):
-        trial = dataclasses.replace(bands, source=photo, mask=own, ledger=Ledger())
-        pixel_rows = trial.rows(photo)
-        if is_survey:
-            mask_rows, end = trial.surveyed(pixel_rows)
-        else:
-            mask_rows = trial.rows(mask)
-            end = trial.rendered(trial.filled_again(None, pixel_rows, mask_rows), mask_rows)
-        cursors = [x.cursor() for x in (end, mask_rows, pixel_rows) if x is not None]
-        for top in range(0, rows, bands.band):
-            for cursor in cursors:
-                cursor.window(top, min(rows, top + bands.band))
-        peaks.append(trial.ledger.peak)
-    return max(peaks)
+    trial = dataclasses.replace(bands, source=photo, mask=own, ledger=Ledger())
+    pixel_rows = trial.rows(photo)
+    if which == "survey":
+        mask_rows, end = trial.surveyed(pixel_rows)
+    else:
+        mask_rows = trial.rows(mask)
+        end = trial.rendered(trial.filled_again(None, pixel_rows, mask_rows), mask_rows)
+    cursors = [x.cursor() for x in (end, mask_rows, pixel_rows) if x is not None]
+    for top in range(0, rows, bands.band):
+        for cursor in cursors:
+            cursor.window(top, min(rows, top + bands.band))
+    return trial.ledger.peak

@@ -181,7 +181,7 @@ class Bands:
     @torch.inference_mode()
     def detect(self, write_mask: Take) -> None:
         """Find damage, and no more."""
-        mask = self._damage(self._apart()).cursor()
+        mask = self._damage(self.rows(self.source)).cursor()
         transfers = Transfers(self.networks.device)
         for top in range(0, self.source.height, self.band):
             found = mask.window(top, min(self.source.height, top + self.band))
@@ -192,28 +192,31 @@ class Bands:
         self, pixels: Rows, write_probability: Take | None = None
     ) -> tuple[Rows | None, Rows]:
         """The mask, if there is one, and the image with its holes filled."""
-        image = cell_by_cell([pixels], image_of)
         if self.mask is None:
-            return None, image
+            return None, cell_by_cell([pixels], image_of)
         if self.mask == "auto":
-            mask = self._damage(image if self._is_compact else self._apart(), write_probability)
+            # the published detector reads all of the photo first
+            seen = pixels if self._is_compact else self.rows(self.source)
+            mask = self._damage(seen, write_probability)
         else:
             assert isinstance(self.mask, Source)
             mask = self.rows(self.mask)
         if self._is_compact:
             return mask, filled_rows(pixels, mask, image_of)
-        return mask, cell_by_cell([mask, image], lambda damage, some: paint_white(some, damage))
+        return mask, self._painted(mask, pixels)
 
-    def _apart(self) -> Rows:
-        """The image, read once more for who reads all of it at once."""
-        return cell_by_cell([self.rows(self.source)], image_of)
+    def _painted(self, mask: Rows, pixels: Rows) -> Rows:
+        """The image with white holes."""
+        return cell_by_cell(
+            [mask, pixels], lambda damage, some: paint_white(image_of(some), damage)
+        )
 
-    def _damage(self, image: Rows, write_probability: Take | None = None) -> Rows:
+    def _damage(self, pixels: Rows, write_probability: Take | None = None) -> Rows:
         """What the detector finds, widened: uint8 of 0 and 1."""
         detector, threshold = self.networks.detector, self.wishes.threshold
         radius = self.networks.config.defaults.dilation_px
         assert detector is not None, "callers refuse 'auto' without a detector"
-        probability = detected(detector, image, self.networks.dtype)
+        probability = detected(detector, pixels, image_of, self.networks.dtype)
         if write_probability is not None:
             probability = _seen(probability, write_probability)
 
@@ -307,9 +310,7 @@ class Bands:
     ) -> Rows:
         """The image with the fill that the first pass kept, if it did."""
         if not self._is_compact:
-            return cell_by_cell(
-                [mask, pixels], lambda damage, some: paint_white(image_of(some), damage)
-            )
+            return self._painted(mask, pixels)
         if fill is not None:
             fill.seek(0)
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from oldrestore.ops import map_of_rows
+
 Make = Callable[[int, int], Tensor]  # of rows [top, bottom) of a map
 
 
@@ -89,7 +91,8 @@ class Rows:
                 parts.append(piece.narrow(2, first - start, last - first))
         if len(parts) == 1:
             return parts[0].contiguous()
-        whole = torch.cat(parts, dim=2)
+        rows = sum(part.shape[2] for part in parts)
+        whole = torch.cat(parts, dim=2, out=map_of_rows(parts[0], rows))
         self.ledger.work(whole.nbytes)
         return whole
 

@@ -110,30 +110,59 @@ def _(decoder: Decoder, source: Rows) -> Rows:
 
 @through.register
 def _(detector: ScratchDetector, source: Rows) -> Rows:
-    features = through(detector.encode[0], through(detector.head, source))
-    skips = []
+    return _logits(detector, lambda: source)
+
+
+def _logits(detector: ScratchDetector, image: Callable[[], Rows]) -> Rows:
+    """What the detector makes of a map that can be made more than once.
+
+    Its finest features are: a thousand rows of them, until the coarser ones have come, would be
+    the most of all that is kept.
+    """
+
+    def finest() -> Rows:
+        return through(detector.encode[0], through(detector.head, image()))
+
+    features, skips = finest(), [finest()]
     for down, encode in zip(detector.down, detector.encode[1:], strict=True):
-        skips.append(features)
         features = through(encode, through(down, features))
+        skips.append(features)
     for up, decode, skip in zip(
-        reversed(detector.up), reversed(detector.decode), reversed(skips), strict=True
+        reversed(detector.up), reversed(detector.decode), reversed(skips[:-1]), strict=True
     ):
         features = through(decode, added(through(up, features), skip))
     return through(detector.tail, features)
 
 
-def detected(detector: ScratchDetector | PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
-    """The probability of damage at each pixel of an image (1, 3, H, W) in [-1, 1].
+def detected(
+    detector: ScratchDetector | PaperDetector,
+    pixels: Rows,
+    image_of: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+) -> Rows:
+    """The probability of damage at each pixel of a photo.
 
     The published detector sees the whole photo, small, before the first row of it is given.
+
+    Args:
+        detector: the network.
+        pixels: what ``image_of`` makes an image (1, 3, h, W) in [-1, 1] of; some thousand rows are
+            kept, so best as compact as they came.
+        image_of: of some rows.
+        dtype: that the network computes in.
     """
     if isinstance(detector, PaperDetector):
-        return _judged_small(detector, image, dtype)
-    ready = extended(cell_by_cell([image], lambda x: x.to(dtype)), detector.config.align_px)
-    coarse = through(detector, cell_by_cell([ready], halved, scale=0.5))
+        return _judged_small(detector, cell_by_cell([pixels], image_of), dtype)
+
+    def ready() -> Rows:
+        image = cell_by_cell([pixels], lambda some: image_of(some).to(dtype))
+        return extended(image, detector.config.align_px)
+
+    # made twice, as the small copy looks much farther ahead: in between it would have to be kept
+    coarse = _logits(detector, lambda: cell_by_cell([ready()], halved, scale=0.5))
     wide = neighbourhood(cell_by_cell([coarse], doubled, scale=2), smoothed, 1, padding="replicate")
-    logits = cell_by_cell([wide, through(detector, ready)], joined)
-    return cropped(cell_by_cell([logits], steady_sigmoid), image.height, image.width)
+    logits = cell_by_cell([wide, _logits(detector, ready)], joined)
+    return cropped(cell_by_cell([logits], steady_sigmoid), pixels.height, pixels.width)
 
 
 def _judged_small(detector: PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:

@@ -1,5 +1,6 @@
 """A batch on a Ray cluster of two nodes on this machine."""
 
+import json
 import os
 import shutil
 import sys
@@ -14,14 +15,19 @@ import numpy as np
 import psutil
 import pytest
 from photo_folders import RunBatch, below, pixels, write_photo
+from torch import Tensor
 
 from oldrestore.batch import cluster
 from oldrestore.batch.cluster import Cluster, RestoringActor
 from oldrestore.batch.engines import Runtime
 from oldrestore.batch.job import Job
 from oldrestore.batch.runner import Summary, run_batch
+from oldrestore.batch.storage import sha256_of
 from oldrestore.batch.work import Outcome
 from oldrestore.cli import run_command
+from oldrestore.face import stage
+from oldrestore.face.align import TEMPLATE
+from oldrestore.face.detect import Face
 
 PHOTOS = 24
 NODES = 2
@@ -36,9 +42,10 @@ def ray() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason='Ray is not installed (pip install "oldrestore[ray]")')
     from ray.cluster_utils import Cluster as Nodes
 
-    # workers find the package as this process does
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment = pytest.MonkeyPatch()
+    # workers find the package as this process does, and get their share of a busy machine
+    environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    environment.setenv("RAY_worker_niceness", "0")
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(NODES - 1):
         nodes.add_node(num_cpus=1)
@@ -46,9 +53,7 @@ def ray() -> Iterator[Any]:
     yield ray
     ray.shutdown()
     nodes.shutdown()
-    os.environ.pop("PYTHONPATH")
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
+    environment.undo()
 
 
 @pytest.fixture
@@ -63,9 +68,9 @@ def on_ray(scans: Path | str, out: Path | str, weights: Path, **options: Any) ->
     return run_batch(job, Cluster(Runtime("cpu")), **options)
 
 
-def same_as_local(run: RunBatch, out: Path, tmp_path: Path) -> None:
+def same_as_local(run: RunBatch, out: Path, tmp_path: Path, **options: Any) -> None:
     local = tmp_path / "local"
-    run(output=str(local))
+    run(output=str(local), **options)
     assert below(out) == below(local)
     for name in below(local):
         if not name.endswith((".json", ".xmp")):
@@ -96,11 +101,11 @@ def test_killed_workers_lose_nothing(
     ray: Any, many: Path, run: RunBatch, out: Path, weights: Path, tmp_path: Path
 ) -> None:
     killed: list[int] = []
+    has_ended = threading.Event()
 
     def kill() -> None:
         """One worker as soon as it works, and another later."""
-        end = time.monotonic() + 60
-        while len(killed) < NODES and time.monotonic() < end:
+        while len(killed) < NODES and not has_ended.is_set():
             if len(below(out) if out.exists() else []) > 6 * len(killed):
                 for process in actors()[:1]:
                     process.kill()
@@ -110,8 +115,11 @@ def test_killed_workers_lose_nothing(
     killer = threading.Thread(target=kill)
     killer.start()
     outcomes: list[Outcome] = []
-    summary = on_ray(many, out, weights, on_outcome=outcomes.append)
-    killer.join()
+    try:
+        summary = on_ray(many, out, weights, on_outcome=outcomes.append)
+    finally:
+        has_ended.set()
+        killer.join()
     assert killed
     assert summary == Summary(done=PHOTOS)
     assert set(Counter(outcome.name for outcome in outcomes).values()) == {1}
@@ -136,6 +144,57 @@ def test_a_photo_that_workers_die_of_takes_no_other_with_it(
     summary = on_ray(scans, out, weights)
     assert summary.done == 3
     assert "the worker died each time" in summary.failed["poison.png"]
+
+
+class OneFace:
+    """Takes the middle of every photo for a face."""
+
+    def detect(self, image: Tensor) -> list[Face]:
+        middle = np.array([image.shape[-1], image.shape[-2]]) / 2  # x, y
+        half = middle.min() / 2
+        points = middle + (TEMPLATE - 0.5) * 2 * half
+        box = (*(middle - half), *(middle + half))
+        return [Face(tuple(map(float, box)), tuple(map(tuple, points.tolist())), 0.75)]
+
+
+def see_one_face() -> None:
+    stage.why_no_detector = lambda: None
+    stage.make_face_detector = OneFace
+
+
+class Beholder(RestoringActor):
+    """An actor whose process finds a face in every photo."""
+
+    def __init__(self, *given: Any) -> None:
+        see_one_face()
+        super().__init__(*given)
+
+
+def test_face_weights_reach_the_workers(
+    ray: Any,
+    many: Path,
+    run: RunBatch,
+    out: Path,
+    weights: Path,
+    face_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("why_no_detector", "make_face_detector"):
+        monkeypatch.setattr(stage, name, None)  # put back in the end
+    see_one_face()
+    ray.cloudpickle.register_pickle_by_value(sys.modules[Beholder.__module__])
+    monkeypatch.setattr(cluster, "RestoringActor", Beholder)
+    job = Job(str(many), str(out), str(weights), threshold=1, face_weights=str(face_weights))
+    assert run_batch(job, Cluster(Runtime("cpu"))) == Summary(done=PHOTOS)
+    about = json.loads((out / "many" / "000.png.json").read_text())
+    assert about["options"]["faces"] == sha256_of(face_weights)
+    (face,) = about["faces"]
+    assert (face["score"], face["kept"]) == (0.75, True)
+    without = tmp_path / "without"
+    run(output=str(without))
+    assert not np.array_equal(pixels(out / "many/000.png"), pixels(without / "many/000.png"))
+    same_as_local(run, out, tmp_path, face_weights=str(face_weights))
 
 
 def test_a_batch_asked_to_stop_goes_on_later(

@@ -1,6 +1,5 @@
 """What is said of a photo: JSON, XMP, maps and the strip of the report."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -19,10 +18,8 @@ from oldrestore.batch.maps import MapsOfPage, write_preview
 from oldrestore.batch.runner import MANIFEST_NAME
 from oldrestore.batch.sidecar import NAMESPACES, describe, write_xmp
 from oldrestore.batch.work import preview_name
-from oldrestore.checkpoint import write_checkpoint
 from oldrestore.face import stage
 from oldrestore.face.detect import Face
-from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
 from oldrestore.image import decode
 from oldrestore.pipeline import Restorer
 from oldrestore.tiling.windows import ArrayWindows
@@ -196,18 +193,13 @@ def test_every_photo_has_its_strip(run: RunBatch, scans: Path, out: Path) -> Non
 
 
 def test_faces_stand_in_the_sidecars_and_in_the_key(
-    run: RunBatch, scans: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunBatch, out: Path, face_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Small:
         def detect(self, image: torch.Tensor) -> list[Face]:
             points = ((4, 4), (8, 4), (6, 6), (5, 8), (7, 8))
             return [Face((2, 2, 10, 10), points, 0.75)]
 
-    layout = FaceConfig(channels=(4, 8), blocks=(0, 1))
-    tensors = {f"face.{k}": v for k, v in FaceEnhancer(layout).state_dict().items()}
-    config = {"preset": "compact", "face": dataclasses.asdict(layout)}
-    face_weights = tmp_path / "faces.safetensors"
-    write_checkpoint(face_weights, tensors, config, {})
     monkeypatch.setattr(stage, "make_face_detector", Small)
     monkeypatch.setattr(stage, "why_no_detector", lambda: None)
     plain = run(faces="off")

@@ -245,15 +245,6 @@ def test_a_batch_of_one_tensor_says_whose_face_it_is(restorer_of: Callable[..., 
     assert torch.equal(result.image[0], result.image[1])
 
 
-@pytest.fixture
-def face_weights(tmp_path: Path) -> Path:
-    path = tmp_path / "faces.safetensors"
-    tensors = {f"face.{k}": v for k, v in FaceEnhancer(SMALL).state_dict().items()}
-    layout = {"preset": "compact", "face": dataclasses.asdict(SMALL)}
-    write_checkpoint(path, tensors, layout, {})
-    return path
-
-
 def test_what_is_missing_is_named(
     face_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
