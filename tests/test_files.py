@@ -16,7 +16,7 @@ BAND = 64
 
 @pytest.fixture
 def restorer(weights: Path) -> Restorer:
-    return Restorer.load(weights, "cpu")
+    return Restorer.load(weights, "cpu", faces="off")
 
 
 @pytest.fixture

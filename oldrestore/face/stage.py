@@ -223,7 +223,7 @@ def face_weights_of(faces: Faces, weights: str | os.PathLike[str] | None) -> Pat
         if faces == "auto":
             return None
         raise ValueError(
-            "faces: needs weights of a face network, of which none come with this package: convert "
+            "faces: needs weights of a face network, of which this installation has none: convert "
             "the published ones (oldrestore convert SOURCE -o FILE --variant face), or train some "
             "(oldrestore train face), and name the file as face_weights (--face-weights)"
         )

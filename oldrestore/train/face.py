@@ -220,7 +220,7 @@ def make_stage(
         source.fill(enhancer, source.name_of("face"), settings.network)
     judge = perceptual_backbone(backbone, settings.perceptual + settings.distance)
     finder = make_face_detector() if detector is None else detector
-    restorer = Restorer.load(weights, "cpu")
+    restorer = Restorer.load(weights, "cpu", faces="off")
 
     def samples(held_out: bool) -> AlignedFaces:
         photos = PhotoFolders(clean, held_out=held_out, smallest_px=settings.crop_px // 2)

@@ -35,6 +35,8 @@ def run(scans: Path, out: Path, weights: Path) -> RunBatch:
         given = {name: options.pop(name) for name in ways if name in options}
         # the untrained detector takes all for damaged, and all damage gives one picture
         usual = {"source": str(scans), "output": str(out), "weights": str(weights), "threshold": 1}
+        if "face_weights" not in options:
+            usual["faces"] = "off"  # whether or not a detector of faces is installed
         memory = options.pop("max_memory", None)
         job = Job(**{**usual, **options})
         runtime = Runtime("cpu", slots=2, threads=2, max_memory=memory)

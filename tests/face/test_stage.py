@@ -25,6 +25,7 @@ from oldrestore.pipeline import Restorer
 from oldrestore.tiling.windows import ArrayWindows
 
 HEIGHT, WIDTH = 300, 260
+PORTRAIT = Path(__file__).parents[1] / "photos" / "carte-de-visite.jpg"
 SMALL = FaceConfig(channels=(4, 8), blocks=(0, 1))
 
 
@@ -261,6 +262,21 @@ def test_what_is_missing_is_named(
         make_face_stage("auto", face_weights, cpu)
     monkeypatch.setattr(stage, "DEFAULT_FACE_WEIGHTS", face_weights)
     assert make_face_stage("auto", None, cpu) is None
+
+
+def test_the_shipped_network_sharpens_soft_eyes_and_leaves_the_tone() -> None:
+    network = FaceNetwork.load(stage.DEFAULT_FACE_WEIGHTS, torch.device("cpu"))
+    with Image.open(PORTRAIT) as photo:
+        face = photo.convert("RGB").crop((80, 30, 300, 250)).resize((90, 90))
+    soft = torch.from_numpy(np.array(face.resize((256, 256)))).permute(2, 0, 1)[None] / 127.5 - 1
+    enhanced = network.enhance(soft)
+
+    def detail_of_eyes(image: torch.Tensor) -> float:
+        eyes = image[..., 125:150, 110:220]
+        return float(eyes.diff(dim=-1).abs().mean() + eyes.diff(dim=-2).abs().mean())
+
+    assert 1.1 * detail_of_eyes(soft) < detail_of_eyes(enhanced) < 2 * detail_of_eyes(soft)
+    assert (enhanced - soft).mean(dim=(2, 3)).abs().max() < 0.01
 
 
 def test_missing_packages_are_named_by_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
