@@ -91,7 +91,7 @@ def test_what_hardly_shows_teaches_nothing() -> None:
     settings = preset(MaskSettings, "tiny")
     side = Detection(make_detector(settings.network), settings)
     logits = torch.zeros(1, 1, 32, 32, requires_grad=True)
-    side.detector.forward = lambda _: logits  # type: ignore[method-assign]
+    side.detector.at_two_scales = lambda _: logits  # type: ignore[method-assign]
     label, damaged = torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
     label[..., :8, :] = 1
     damaged[..., :16, :] = 1
@@ -111,10 +111,10 @@ def test_the_own_damage_of_old_photos_teaches_nothing() -> None:
     def sure_of_bright(image: torch.Tensor) -> torch.Tensor:
         return 10 * image[:, :1]
 
-    teacher.forward = sure_of_bright  # type: ignore[method-assign]
+    teacher.at_two_scales = sure_of_bright  # type: ignore[method-assign]
     side = Detection(make_detector(settings.network), settings, teacher)
     logits = torch.zeros(2, 1, 32, 32, requires_grad=True)
-    side.detector.forward = lambda _: logits  # type: ignore[method-assign]
+    side.detector.at_two_scales = lambda _: logits  # type: ignore[method-assign]
     none = torch.zeros(2, 1, 32, 32)
     ground = -torch.ones(2, 3, 32, 32)
     ground[..., :4, :] = 1
