@@ -234,13 +234,11 @@ def mapping(
 
     Args:
         run: folder of the run; a run that is there is continued.
-        variant: of the preset paper: "scratch" (if not given), "hr" or "quality", each with its
-            own published settings.
-        vae_old: run folder of the old domain's VAE, or a weights file; if not given, it is taken
-            from --init-from.
+        variant: of the preset paper: "scratch" (if not given), "hr" or "quality", as published.
+        vae_old: run folder of the old domain's VAE, or a weights file; else that of --init-from.
         vae_clean: the same for the clean domain.
         textures: folder of damage textures (grey pictures, white = damage).
-        detector: weights file with the detector whose masks --detected-share is about.
+        detector: weights file with the detector of --detected-share.
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
     settings = _settings(MappingSettings, common.preset, flags, variant)
@@ -368,8 +366,7 @@ def release(
     Args:
         output: the safetensors file.
         mapping: run folder of the mapping stage; the VAEs come from it too.
-        mask: run folder of the detector, or a weights file with one; published networks may go
-            without.
+        mask: run folder of the detector, or a weights file with one; the published may go without.
         tone: run folder of the tone head, or a weights file with one; published networks have none.
         about: JSON file of facts to store: data and licences, scores.
         defaults: of `restore` with these weights.

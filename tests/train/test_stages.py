@@ -18,6 +18,7 @@ from oldrestore.train.config import (
     ToneSettings,
     VAESettings,
 )
+from oldrestore.train.finder import Finder
 from oldrestore.train.loop import Stage, Trainer
 from oldrestore.train.presets import preset
 from oldrestore.train.release import write_release
@@ -141,7 +142,7 @@ def test_masks_of_a_detector_are_those_of_restoring(released: Path) -> None:
     restorer = oldrestore.Restorer.load(released, "cpu")
     image = torch.rand(2, 3, 48, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
     image[:, :, 20:23] = 1.0
-    found = mapping.Finder(released)(image)
+    found = Finder(released)(image)
     assert torch.equal(found, restorer.detect_tensor(image, 0.3))
     assert 0 < found.mean() < 1
 
@@ -160,7 +161,7 @@ def test_a_share_of_the_samples_has_a_detectors_mask(
         detector=released,
     )
     (finder,) = stage.judges
-    assert isinstance(finder, mapping.Finder)
+    assert isinstance(finder, Finder)
     drawn = [
         stage.samples.draw(np.random.default_rng(i), settings.crop_px, i)["is_detected"]
         for i in range(40)
@@ -198,7 +199,7 @@ def test_what_a_mapping_needs_besides_is_named(
     with pytest.raises(ValueError, match="detected_share: expected 0 to 1, got 2"):
         replace(plain, detected_share=2)
     with pytest.raises(ValueError, match="expected a weights file of compact"):
-        mapping.Finder(runs / "old")
+        Finder(runs / "old")
 
 
 def test_a_frozen_mapping_stage_leaves_both_vaes_alone(
