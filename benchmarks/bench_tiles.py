@@ -71,7 +71,7 @@ def sides(size: str) -> tuple[int, int]:
 
 def compact(size: str, memory: str) -> dict[str, Any]:
     """An array of 8 bits through the default network."""
-    restorer, pixels = Restorer.load(device="cpu"), photo(*sides(size), np.uint8)
+    restorer, pixels = Restorer.load(device="cpu", faces="off"), photo(*sides(size), np.uint8)
     if memory == WHOLE:
         pipeline.is_best_whole = lambda *_: True
     result = restorer.restore(pixels, max_memory="1TiB" if memory == WHOLE else memory)
@@ -84,7 +84,7 @@ def compact(size: str, memory: str) -> dict[str, Any]:
 
 def tiff(size: str, memory: str) -> dict[str, Any]:
     """A TIFF of 16 bits, in strips, into another, as the command line does it."""
-    restorer, (height, width) = Restorer.load(device="cpu"), sides(size)
+    restorer, (height, width) = Restorer.load(device="cpu", faces="off"), sides(size)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.tif", Path(folder) / "out.tif"
         page = ArrayPage("page", np.broadcast_to(np.uint16(0), (height, width, 3)), Metadata())
