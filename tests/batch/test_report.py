@@ -143,19 +143,20 @@ def test_in_a_browser_sliders_move_pictures_load_and_errors_show(
 def test_in_a_browser_photos_are_found_sorted_and_marked(restored: Path, page: Any) -> None:
     write_report(str(restored))
     wrong = open_page(page, restored / "report.html")
+    # text_content, as the inner text of what the browser has not painted yet is empty
     titles = page.locator("article h2")
     page.locator("#order").select_option("size")
-    assert titles.first.inner_text() == HOSTILE
+    assert titles.first.text_content() == HOSTILE
     page.locator("#state").select_option("failed")
-    assert "bad.png" in titles.all_inner_texts()
-    assert "a.png" not in titles.all_inner_texts()
+    assert "bad.png" in titles.all_text_contents()
+    assert "a.png" not in titles.all_text_contents()
     page.locator("#state").select_option("")
     page.locator("#find").fill("1931/")
-    assert titles.all_inner_texts() == ["1931/b.jpg", "1931/c.tif"]
+    assert titles.all_text_contents() == ["1931/b.jpg", "1931/c.tif"]
     page.locator("article button.mark").first.click()
     page.reload()
     page.locator("#state").select_option("marked")
-    assert titles.all_inner_texts() == ["1931/b.jpg"]
+    assert titles.all_text_contents() == ["1931/b.jpg"]
     assert wrong == []
 
 
