@@ -118,9 +118,9 @@ def test_in_a_browser_sliders_move_pictures_load_and_errors_show(
     failed = page.locator("article.failed")
     assert cards.count() == 6
     assert failed.count() == 2
-    assert "is not a picture" in page.locator("article.failed", has_text="bad.png").inner_text()
+    assert "is not a picture" in page.locator("article.failed", has_text="bad.png").text_content()
     card = page.locator("article", has_text="onerror")
-    assert card.locator("h2").inner_text() == HOSTILE
+    assert card.locator("h2").text_content() == HOSTILE
     # the slider: what is left of it shows the photo before
     before, line = card.locator("img.before"), card.locator(".frame i")
     clip = "element => getComputedStyle(element).clipPath"
