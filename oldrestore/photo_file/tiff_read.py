@@ -193,7 +193,7 @@ class TiffPage(Page):
 
     @property
     def held_bytes(self) -> int:
-        return 0 if isinstance(self._stored, RawRows) else min(self.nbytes, CACHE_BYTES)
+        return min(self.nbytes, self._stored.held_bytes)
 
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         self.check_window(top, left, height, width)

@@ -22,13 +22,19 @@ from oldrestore.photo_file.page import Array
 from oldrestore.photo_file.source import Source
 from oldrestore.photo_file.tags import JPEG, PLANES
 
-CACHE_BYTES = 128 << 20  # of decoded strips and tiles: a row of tiles across 30,000 px, 16-bit RGB
+# Of decoded strips and tiles: two rows of them, as a photo is read at two places in turn, and no
+# more than two rows of tiles of 512 px across 30,000 px of 16-bit RGB.
+CACHE_ROWS = 2
+CACHE_BYTES = 192 << 20
 JPEG_SIZES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 
 class Stored(Protocol):
-    """Pixels in the order of the file."""
+    """Pixels in the order of the file. held_bytes: the most that is kept of them."""
+
+    @property
+    def held_bytes(self) -> int: ...
 
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         """A window (height, width, channels)."""
@@ -58,12 +64,14 @@ class Segments:
         number = self._across * self._down * self._planes
         self._offsets, self._counts = places(page, number, name)
         samples = self._channels // self._planes
-        self._decoded_bytes = rows * columns * samples * self._dtype.itemsize
+        self._decoded_bytes: int = rows * columns * samples * self._dtype.itemsize
         if self._decoded_bytes > MAX_DECODED_BYTES:
             raise PhotoError(
                 f"{name}: has strips or tiles of {self._decoded_bytes} bytes, and "
                 f"{MAX_DECODED_BYTES} is the most; write it anew in tiles (tiffcp -t)"
             )
+        kept = min(CACHE_ROWS * self._across * self._planes, CACHE_BYTES // self._decoded_bytes)
+        self._kept: int = max(1, kept)
         self._cache: OrderedDict[int, Array] = OrderedDict()
         self._jpeg_tables = page.jpegtables
 
@@ -92,6 +100,11 @@ class Segments:
                     place[...] = segment
         return out
 
+    @property
+    def held_bytes(self) -> int:
+        """The most that is kept of what was decoded."""
+        return self._kept * self._decoded_bytes
+
     def _segment(self, index: int) -> Array:
         """A decoded strip or tile (rows, columns, samples)."""
         if index in self._cache:
@@ -104,8 +117,7 @@ class Segments:
         except ImportError as error:  # imagecodecs' own, of a codec that it was built without
             raise no_codecs(self._name, f"compression {self._page.compression}") from error
         segment: Array = decoded[0]
-        keep = max(1, CACHE_BYTES // self._decoded_bytes)
-        while len(self._cache) >= keep:
+        while len(self._cache) >= self._kept:
             self._cache.popitem(last=False)
         self._cache[index] = segment
         return segment
@@ -138,6 +150,8 @@ class RawRows:
         shape: (H, W, C) of the page.
         dtype: with the file's byte order.
     """
+
+    held_bytes = 0
 
     def __init__(
         self,
@@ -187,6 +201,10 @@ class Spooled:
     ) -> None:
         self._stored, self._shape, self._dtype, self._rows = stored, shape, dtype, rows
         self._file: Any = None
+
+    @property
+    def held_bytes(self) -> int:
+        return self._stored.held_bytes
 
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         """A window (height, width, channels)."""

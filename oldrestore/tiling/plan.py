@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oldrestore.config import PaperConfig
-from oldrestore.grain import BLOCK_PX, CELL_PX
+from oldrestore.grain import BLOCK_PX, CELL_PX, GrainSurvey
 from oldrestore.networks import Networks
 from oldrestore.tiling.memory import FREE_SHARE, Guard, read_memory, text_of, trimmed_memory
 from oldrestore.tiling.restoring import FILL_IN_MEMORY_BYTES, FINISH_PX, Bands
@@ -27,7 +27,7 @@ BANDS = (2 * CELL_PX, CELL_PX)
 REHEARSED_COLUMNS = 64
 # As many as the detector, at half the side, looks ahead, by whole Winograd tiles, and the fill; and
 # as the networks do.
-REHEARSED_ROWS = {"survey": 3328, "render": 1536}
+REHEARSED_ROWS = {"survey": 4096, "render": 1536}
 ROWS_STEP = 256
 # of a photo that is worked on whole, for each pixel; more than so many pixels never are on a CPU
 WHOLE_BYTES = 700
@@ -158,8 +158,10 @@ def _rehearse(bands: Bands, which: str, height: int, dtype: torch.dtype) -> int:
     else:
         mask_rows = trial.rows(mask)
         end = trial.rendered(trial.filled_again(None, pixel_rows, mask_rows), mask_rows)
-    cursors = [x.cursor() for x in (end, mask_rows, pixel_rows) if x is not None]
+    halo = GrainSurvey.halo_px if which == "survey" else 0
+    read = [(x.cursor(), y) for x, y in ((end, 0), (mask_rows, halo), (pixel_rows, 0)) if x]
     for top in range(0, rows, bands.band):
-        for cursor in cursors:
-            cursor.window(top, min(rows, top + bands.band))
+        bottom = min(rows, top + bands.band)
+        for cursor, around in read:
+            cursor.window(max(0, top - around), min(rows, bottom + around), bottom - around)
     return trial.ledger.peak

@@ -195,9 +195,7 @@ class Bands:
         if self.mask is None:
             return None, cell_by_cell([pixels], image_of)
         if self.mask == "auto":
-            # the published detector reads all of the photo first
-            seen = pixels if self._is_compact else self.rows(self.source)
-            mask = self._damage(seen, write_probability)
+            mask = self._damage(pixels, write_probability)
         else:
             assert isinstance(self.mask, Source)
             mask = self.rows(self.mask)
@@ -216,7 +214,8 @@ class Bands:
         detector, threshold = self.networks.detector, self.wishes.threshold
         radius = self.networks.config.defaults.dilation_px
         assert detector is not None, "callers refuse 'auto' without a detector"
-        probability = detected(detector, pixels, image_of, self.networks.dtype)
+        ahead = self.rows(self.source)
+        probability = detected(detector, pixels, ahead, image_of, self.networks.dtype)
         if write_probability is not None:
             probability = _seen(probability, write_probability)
 

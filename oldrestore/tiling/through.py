@@ -110,20 +110,24 @@ def _(decoder: Decoder, source: Rows) -> Rows:
 
 @through.register
 def _(detector: ScratchDetector, source: Rows) -> Rows:
-    return _logits(detector, lambda: source)
+    return _logits(detector, source, source)
 
 
-def _logits(detector: ScratchDetector, image: Callable[[], Rows]) -> Rows:
-    """What the detector makes of a map that can be made more than once.
+def _logits(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
+    """What the detector makes of a map that is given twice.
 
-    Its finest features are: a thousand rows of them, until the coarser ones have come, would be
-    the most of all that is kept.
+    Its finest features are made from either: some hundred rows of them, until the coarser ones
+    have come, would be the most of all that is kept.
+
+    Args:
+        detector: the network.
+        ahead: the map for the coarser features, so far ahead of ``image``.
+        image: the same map.
     """
-
-    def finest() -> Rows:
-        return through(detector.encode[0], through(detector.head, image()))
-
-    features, skips = finest(), [finest()]
+    features, finest = (
+        through(detector.encode[0], through(detector.head, source)) for source in (ahead, image)
+    )
+    skips = [finest]
     for down, encode in zip(detector.down, detector.encode[1:], strict=True):
         features = through(encode, through(down, features))
         skips.append(features)
@@ -137,6 +141,7 @@ def _logits(detector: ScratchDetector, image: Callable[[], Rows]) -> Rows:
 def detected(
     detector: ScratchDetector | PaperDetector,
     pixels: Rows,
+    ahead: Rows,
     image_of: Callable[[Tensor], Tensor],
     dtype: torch.dtype,
 ) -> Rows:
@@ -146,22 +151,27 @@ def detected(
 
     Args:
         detector: the network.
-        pixels: what ``image_of`` makes an image (1, 3, h, W) in [-1, 1] of; some thousand rows are
+        pixels: what ``image_of`` makes an image (1, 3, h, W) in [-1, 1] of; some hundred rows are
             kept, so best as compact as they came.
+        ahead: the same read for itself, for what looks much farther ahead: in between, what it has
+            read need not be kept.
         image_of: of some rows.
         dtype: that the network computes in.
     """
     if isinstance(detector, PaperDetector):
-        return _judged_small(detector, cell_by_cell([pixels], image_of), dtype)
+        return _judged_small(detector, cell_by_cell([ahead], image_of), dtype)
 
-    def ready() -> Rows:
-        image = cell_by_cell([pixels], lambda some: image_of(some).to(dtype))
+    def ready(some: Rows) -> Rows:
+        image = cell_by_cell([some], lambda rows: image_of(rows).to(dtype))
         return extended(image, detector.config.align_px)
 
-    # made twice, as the small copy looks much farther ahead: in between it would have to be kept
-    coarse = _logits(detector, lambda: cell_by_cell([ready()], halved, scale=0.5))
+    def small(some: Rows) -> Rows:
+        return cell_by_cell([ready(some)], halved, scale=0.5)
+
+    coarse = _logits(detector, small(ahead), small(pixels))
     wide = neighbourhood(cell_by_cell([coarse], doubled, scale=2), smoothed, 1, padding="replicate")
-    logits = cell_by_cell([wide, _logits(detector, ready)], joined)
+    fine = _logits(detector, ready(pixels), ready(pixels))
+    logits = cell_by_cell([wide, fine], joined)
     return cropped(cell_by_cell([logits], steady_sigmoid), pixels.height, pixels.width)
 
 

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from oldrestore.photo_file import Array, PhotoError, PhotoWriter, create_photo, open_photo
+from oldrestore.photo_file.tiff_segments import Segments
 
 SIZE = (90, 71)
 RGB = {"photometric": "rgb"}
@@ -180,6 +181,37 @@ def test_reduced_copies_are_left_out_with_a_warning(
     with tifffile.TiffFile(tmp_path / "out.tif") as file:
         assert len(file.pages) == 1
         assert 330 not in file.pages[0].tags
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("layout", [{"tile": (16, 16)}, {"rowsperstrip": 7}], ids=str)
+def test_read_at_two_places_in_turn_each_tile_is_decoded_once_for_each(
+    planes: str,
+    layout: dict[str, Any],
+    tmp_path: Path,
+    random_pixels: Callable[..., Array],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels, ahead = random_pixels(*SIZE, 3, dtype=np.uint16), 40
+    stored = np.moveaxis(pixels, 2, 0) if planes == "separate" else pixels
+    options = {"planarconfig": planes, "compression": "zlib", **RGB, **layout}
+    write(tmp_path / "in.tif", stored, **options)
+    decoded: list[int] = []
+    segment_bytes = Segments._data
+
+    def counted(segments: Segments, index: int) -> bytes:
+        decoded.append(index)
+        return segment_bytes(segments, index)
+
+    monkeypatch.setattr(Segments, "_data", counted)
+    with open_photo(tmp_path / "in.tif") as photo:
+        page = next(iter(photo.pages()))
+        for top in range(-ahead, SIZE[0]):
+            for row in (top + ahead, top):
+                if 0 <= row < SIZE[0]:
+                    assert np.array_equal(page.read(row, 0, 1, SIZE[1])[0], pixels[row])
+        assert 0 < page.held_bytes <= pixels.nbytes
+    assert max(map(decoded.count, decoded)) == 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -173,8 +173,8 @@ def test_the_published_detector_sees_the_same_small_photo(size: tuple[int, int])
         return image[:, :, top:bottom].clone()
 
     with torch.inference_mode():
-        source = Rows(*size, make, band=32, ledger=Ledger())
-        rows = detected(detector, source, lambda some: some, torch.float32)
+        source, ahead = (Rows(*size, make, band=32, ledger=Ledger()) for _ in range(2))
+        rows = detected(detector, source, ahead, lambda some: some, torch.float32)
         cursor = rows.cursor()
         found = torch.cat(
             [cursor.window(top, min(size[0], top + 40)) for top in range(0, size[0], 40)], dim=2
