@@ -242,9 +242,10 @@ class MaskSettings(LoopSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ToneSettings(LoopSettings):
-    """Stage "tone": L1 after the curve, and cross-entropy of whether there is fading at all.
+    """Stage "tone": log error after the curve, and cross-entropy of whether there is any fading.
 
     crop_px is the side of the small copies, whatever the part of the photo they show.
+    pixel: weight of the log error after the curve; faded: of the cross-entropy.
     """
 
     crop_px: int = THUMBNAIL_PX
@@ -263,7 +264,7 @@ class ToneSettings(LoopSettings):
             p_jpeg=0.0,
         )
     )
-    pixel: float = 1.0
+    pixel: float = 0.05
     faded: float = 0.2
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from oldrestore.layers import LUMA
 
 MATCHING_SCALE = 4  # of pix2pixHD's feature matching: its four layers then count once each
+TONE_ERROR_FLOOR = 1e-3  # 36 dB: smaller errors after the tone curve are not told apart
 
 
 def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -87,13 +88,18 @@ def dice(logits: Tensor, label: Tensor) -> Tensor:
     return loss
 
 
-def tone_l1(corrected: Tensor, clean: Tensor, toned: Tensor) -> Tensor:
-    """L1 after the tone curve; of a grey or toned photo (``toned``, (B, 1)) only the brightness."""
+def tone_log_error(corrected: Tensor, clean: Tensor, toned: Tensor) -> Tensor:
+    """Logarithm of the mean square error after the tone curve, which PSNR falls with.
+
+    What a photo faded to can be anything between guessable and hopeless; in logarithms a photo
+    counts by the share of its error that is undone, and the hopeless do not drown the others. Of a
+    grey or toned photo (``toned``, (B, 1)) only the brightness counts.
+    """
     luma = corrected.new_tensor(LUMA)[None, :, None, None]
     difference = corrected - clean
-    brightness = (difference * luma).sum(dim=1).abs().mean(dim=(1, 2))
-    colour = difference.abs().mean(dim=(1, 2, 3))
-    return torch.where(toned[:, 0], brightness, colour).mean()
+    brightness = (difference * luma).sum(dim=1).square().mean(dim=(1, 2))
+    colour = difference.square().mean(dim=(1, 2, 3))
+    return (torch.where(toned[:, 0], brightness, colour) + TONE_ERROR_FLOOR).log().mean()
 
 
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:

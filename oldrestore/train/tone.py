@@ -51,7 +51,7 @@ class ToneUndoing(nn.Module):
         corrected, faded, toned = correct(self.head, batch["degraded"])
         found = {}
         if self.settings.pixel:
-            found["pixel"] = losses.tone_l1(corrected, batch["target"], toned)
+            found["pixel"] = losses.tone_log_error(corrected, batch["target"], toned)
         if self.settings.faded:
             with torch.autocast(
                 faded.device.type, enabled=False

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,9 +73,10 @@ def test_tone_of_a_toned_photo_is_judged_by_its_brightness() -> None:
     corrected = torch.zeros(2, 3, 2, 2)
     clean = corrected + torch.tensor([0.1, 0.0, -0.1])[None, :, None, None]
     toned = torch.tensor([[True], [False]])
-    luma_error = abs(0.1 * losses.LUMA[0] - 0.1 * losses.LUMA[2])
-    expected = (luma_error + 0.2 / 3) / 2
-    assert losses.tone_l1(corrected, clean, toned).item() == pytest.approx(expected, rel=1e-5)
+    luma_error = (0.1 * losses.LUMA[0] - 0.1 * losses.LUMA[2]) ** 2
+    errors = [math.log(error + losses.TONE_ERROR_FLOOR) for error in (luma_error, 0.02 / 3)]
+    found = losses.tone_log_error(corrected, clean, toned).item()
+    assert found == pytest.approx(sum(errors) / 2, rel=1e-5)
 
 
 def test_psnr_is_of_images_from_minus_one_to_one() -> None:
