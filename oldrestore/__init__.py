@@ -39,7 +39,7 @@ def restore(
         weights: a weights file; None: the one shipped.
         device, dtype: see ``Restorer``.
         denoise: how much of what the networks change outside holes is taken, 0 (the photo's own
-            grain and noise) to 1 (their whole result); None: 0.75.
+            grain and noise) to 1 (their whole result); None: as much as the photo needs.
         outside_mask: "keep" changes nothing but the holes, and gives them the grain around them.
         strength: 0 (unchanged) to 1.
         tone: how much of a fading found is undone, 0 to 1; None: as the weights file says.

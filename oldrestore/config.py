@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from oldrestore.checkpoint import config_from_json
+from oldrestore.denoise import DenoiseConfig
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import ToneConfig
@@ -32,13 +33,17 @@ class Defaults:
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """All that the networks of the default are built from; lies in the weights file."""
+    """All that the networks of the default are built from; lies in the weights file.
+
+    denoise: None in files without that head, as those written before there was one.
+    """
 
     preset: str = "compact"
     vae: VAEConfig = field(default_factory=VAEConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     mask: DetectorConfig = field(default_factory=DetectorConfig)
     tone: ToneConfig = field(default_factory=ToneConfig)
+    denoise: DenoiseConfig | None = field(default_factory=DenoiseConfig)
     defaults: Defaults = field(default_factory=Defaults)
 
 
@@ -51,13 +56,14 @@ class PaperConfig:
     mapping: PaperMappingConfig = field(default_factory=PaperMappingConfig)
     mask: PaperDetectorConfig | None = field(default_factory=PaperDetectorConfig)
     tone: None = None
+    denoise: None = None
     defaults: Defaults = field(
         default_factory=lambda: Defaults(PAPER_THRESHOLD, dilation_px=0, tone_strength=0.0)
     )
 
 
-# share of the network's change outside holes; not in the files: those written before it lack it.
-# The published networks do as published.
+# share of the network's change outside holes where there is no head to estimate it. The published
+# networks do as published.
 DENOISE = {"compact": 0.75, "paper": 1.0}
 
 RestorerConfig: TypeAlias = CompactConfig | PaperConfig
@@ -77,4 +83,4 @@ def restorer_config(values: dict[str, Any], name: str) -> RestorerConfig:
     preset = values.get("preset")
     if preset not in CONFIGS:
         raise ValueError(f"{name}.preset: expected one of {', '.join(CONFIGS)}, got {preset!r}")
-    return config_from_json(CONFIGS[preset], values, name)
+    return config_from_json(CONFIGS[preset], {"denoise": None, **values}, name)

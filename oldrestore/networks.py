@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from oldrestore.checkpoint import load_strictly, read_checkpoint, write_checkpoint
 from oldrestore.config import PaperConfig, RestorerConfig, restorer_config
+from oldrestore.denoise import DenoiseHead
 from oldrestore.device import Graphs, choose_device, choose_dtype, memory_format
 from oldrestore.face.stage import Faces, FaceStage, make_face_stage
 from oldrestore.layers import choose_backend
@@ -67,9 +68,10 @@ class Networks:
         self.vae_clean_decoder = make_decoder(config.vae)
         self.tone_head = None if config.tone is None else ToneHead(config.tone)
         self.detector = None if config.mask is None else make_detector(config.mask)
+        self.denoise_head = None if config.denoise is None else DenoiseHead(config.denoise)
         for name, network in self.networks().items():
-            # the tone head is tiny, and its curve goes over every pixel: always in full precision
-            precision = torch.float32 if name == "tone" else self.dtype
+            # tiny, and what they say goes over every pixel: always in full precision
+            precision = torch.float32 if name in ("tone", "denoise") else self.dtype
             network.to(self.device, precision)
             network.to(memory_format=memory_format(self.device))  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
@@ -147,6 +149,7 @@ class Networks:
             "vae_clean.decoder": self.vae_clean_decoder,
             "tone": self.tone_head,
             "mask": self.detector,
+            "denoise": self.denoise_head,
         }
         return {name: network for name, network in named.items() if network is not None}
 

@@ -79,8 +79,8 @@ class Restorer(Steps):
             denoise: how much of what the networks change outside holes is taken, 0 to 1:
                 ``photo + denoise * (restored - photo)``. 0 leaves the photo's own grain and noise,
                 and values to the bit where no fading is undone; 1 takes the networks' whole result.
-                Holes are filled whole, with 1 - ``denoise`` of the grain around them. None: 0.75;
-                1 with the published networks.
+                Holes are filled whole, with 1 - ``denoise`` of the grain around them. None: as much
+                as patches of the photo say it needs; 1 with the published networks.
             outside_mask: "keep" changes nothing but the holes, to the bit, and gives them the grain
                 of their surroundings: as ``denoise=0, tone=0``.
             tone: how much of a fading found is undone, 0 to 1. None: the weights file's.
@@ -237,13 +237,15 @@ class Restorer(Steps):
             damage = self.detect_tensor(image, wishes.threshold)
         else:
             damage = mask.to(self.device)
-        restored, changed, curves = [], [], []
+        restored, changed, curves, shares = [], [], [], []
         for index in range(photo.batch if wishes.strength > 0 else 0):
             one, its_damage = image[index, None], damage[index, None]
             filled = self.fill(one, its_damage)
             result = self.translate(filled, its_damage)
-            result = hold_back(one, result, its_damage, wishes.denoise)
-            is_kept = wishes.denoise == 0
+            share = self.denoise_of(filled) if wishes.denoise is None else wishes.denoise
+            result = hold_back(one, result, its_damage, share)
+            is_kept = share == 0
+            shares.append(share)
             if wishes.tone > 0:
                 result, curve = self.undo_fading(result, filled, wishes.tone)
                 curves.append(curve)
@@ -260,6 +262,7 @@ class Restorer(Steps):
             tone=tuple(curves),
             seconds=time.perf_counter() - start,
             damaged=None if mask is None else float(damage.mean(dtype=torch.float64)),
+            denoise=tuple(shares),
         )
 
     def _restore_bands(
@@ -284,6 +287,7 @@ class Restorer(Steps):
             seconds=time.perf_counter() - start,
             # torch's mean would copy the whole mask in double precision
             damaged=None if mask is None else sum(one.damaged or 0.0 for one in found) / len(found),
+            denoise=tuple(share for one in found for share in one.denoise),
         )
 
     def detect(

@@ -15,6 +15,8 @@ class Restoration:
     mask: what was taken for structured damage, as ``image.encode_mask`` gives it; None if no mask
         was asked for.
     tone: one curve for each photo of the batch; empty if tone was off.
+    denoise: for each, how much of the networks' change was taken outside holes; empty if nothing
+        was restored.
     seconds: wall time, reading included.
     damaged: share of the pixels that was taken for damaged; None if no mask was asked for.
     faces: those found, enhanced or left alone; empty if they were not asked for.
@@ -26,6 +28,7 @@ class Restoration:
     seconds: float
     damaged: float | None = None
     faces: tuple[FoundFace, ...] = ()
+    denoise: tuple[float, ...] = ()
 
     def faces_as_json(self) -> list[dict[str, Any]]:
         """What came of the faces, as JSON has it."""

@@ -17,17 +17,20 @@ OutsideMask: TypeAlias = Literal["restore", "keep"]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What ``Restorer.restore`` is asked for, each 0 to 1; see there."""
+    """What ``Restorer.restore`` is asked for, each 0 to 1; see there.
+
+    denoise: None: as the networks' head estimates it for the photo.
+    """
 
     threshold: float
-    denoise: float
+    denoise: float | None
     tone: float
     strength: float
 
     @property
     def face_strength(self) -> float:
         """How much of a face's change is taken: none where only holes and tone may change."""
-        return self.strength if self.denoise > 0 else 0.0
+        return 0.0 if self.denoise == 0 else self.strength
 
 
 def read_wishes(
@@ -52,9 +55,11 @@ def read_wishes(
                 raise ValueError(f'{name}: expected 0 with outside_mask="keep", got {value}')
         denoise = tone = 0.0
     defaults = config.defaults
+    if denoise is None and config.denoise is None:
+        denoise = DENOISE[config.preset]
     return Wishes(
         threshold=fraction("threshold", defaults.threshold if threshold is None else threshold),
-        denoise=fraction("denoise", DENOISE[config.preset] if denoise is None else denoise),
+        denoise=None if denoise is None else fraction("denoise", denoise),
         tone=fraction("tone", defaults.tone_strength if tone is None else tone),
         strength=fraction("strength", strength),
     )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oldrestore.config import CompactConfig
+from oldrestore.config import DENOISE, CompactConfig
+from oldrestore.denoise import Patches, estimate_denoise
 from oldrestore.device import memory_format
 from oldrestore.fill import fill_holes, paint_white
 from oldrestore.networks import Networks
@@ -73,6 +74,18 @@ class Steps(Networks):
         self.mapping.use_nonlocal = use_nonlocal
         run = self._run if use_nonlocal else self._through_networks
         return run(*operands)[..., :height, :width].float().clamp(-1, 1)
+
+    def denoise_of(self, filled: Tensor) -> float:
+        """How much of the networks' change is taken of a photo unless told otherwise, 0 to 1.
+
+        Args:
+            filled: (1, 3, H, W) in [-1, 1], its holes filled.
+        """
+        if self.denoise_head is None:
+            return DENOISE[self.config.preset]
+        whole = Patches(*filled.shape[2:])
+        whole.add(0, filled)
+        return estimate_denoise(self.denoise_head, whole.patches())
 
     @torch.inference_mode()
     def undo_fading(

@@ -10,6 +10,7 @@ import torch
 
 from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import CompactConfig
+from oldrestore.denoise import DenoiseConfig
 from oldrestore.face.enhancer import FaceConfig, FaceEnhancer
 from oldrestore.mapping import MappingConfig
 from oldrestore.mask import DetectorConfig
@@ -31,6 +32,7 @@ TINY = CompactConfig(
     ),
     mask=DetectorConfig(channels=(4, 8), blocks=(1, 1)),
     tone=ToneConfig(channels=(4, 8, 8, 8)),
+    denoise=DenoiseConfig(channels=(4, 8), hidden=8),
 )
 
 
@@ -51,6 +53,7 @@ def restorer() -> Restorer:
         # these layers start at zero
         torch.nn.init.normal_(tiny.mapping.tail.weight, std=0.1)
         torch.nn.init.normal_(tiny.tone_head.to_curve.weight, std=0.1)
+        torch.nn.init.normal_(tiny.denoise_head.to_share.weight, std=3.0)
     tiny.tone_head.to_curve.bias[-1] = 5.0  # every photo is taken for faded
     return tiny
 

@@ -89,10 +89,12 @@ def test_nothing_is_kept_of_a_photo_without_holes_but_itself(restorer: Restorer)
     assert np.array_equal(restorer.restore(photo, mask=None, outside_mask="keep").image, photo)
 
 
-def test_defaults_are_moderate_and_the_published_networks_as_published() -> None:
+def test_defaults_are_the_photos_or_moderate_and_the_published_networks_as_published() -> None:
     nothing = {"threshold": None, "denoise": None, "tone": None, "strength": 1.0}
     compact = read_wishes(CompactConfig(), outside_mask="restore", **nothing)
-    assert 0.4 < compact.denoise < 0.9
+    assert compact.denoise is None
+    headless = read_wishes(CompactConfig(denoise=None), outside_mask="restore", **nothing)
+    assert 0.4 < headless.denoise < 0.9
     assert read_wishes(PaperConfig(), outside_mask="restore", **nothing).denoise == 1
     keep = read_wishes(CompactConfig(), outside_mask="keep", **nothing)
     assert (keep.denoise, keep.tone, keep.strength) == (0, 0, 1)

@@ -101,6 +101,7 @@ def restore_page(
         "damaged": None if found.damaged is None else round(found.damaged, 6),
         "changed": round(maps.changed, 6),
         "mean_change": round(maps.mean_change, 6),
+        "denoise": list(found.denoise),
         "tone": [dataclasses.asdict(curve) for curve in found.tone],
         **({"faces": found.faces_as_json()} if restorer.faces is not None else {}),
         "seconds": round(found.seconds, 3),
@@ -125,7 +126,7 @@ def record_of(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{key: mean(key) for key in ("damaged", "changed", "mean_change")},
         **{
             key: [one for page in pages for one in page[key]]
-            for key in ("tone", "faces")
+            for key in ("denoise", "tone", "faces")
             if key in first
         },
         "seconds": round(sum(page["seconds"] for page in pages), 3),

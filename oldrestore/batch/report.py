@@ -93,12 +93,15 @@ class _Entries:
             return entry
         record = row.record
         tone = record["tone"][0] if record["tone"] else None
+        # batches of before it was estimated say nothing of it
+        taken = record.get("denoise") or [None]
         figures = ("width", "height", "damaged", "mean_change", "seconds")
         has_probability = record["damaged"] is not None and "probability" in row.outputs
         tiles = ["after", "change", *(["mask"] if record["damaged"] is not None else [])]
         return {
             **entry,
             **{name: record[name] for name in figures},
+            "denoise": taken[0],
             "faded": None if tone is None else tone["faded"],
             "tone": None if tone is None else tone["strength"],
             "tiles": [*tiles, *(["probability"] if has_probability else [])],

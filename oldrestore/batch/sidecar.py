@@ -44,7 +44,7 @@ def describe(
     Args:
         inputs: the photo, and the mask if one was given; see ``storage.entry``.
         outputs: the restored photo and its maps.
-        record: size, mask coverage, tone, change, seconds and device.
+        record: size, mask coverage, share of the mending taken, tone, change, seconds and device.
         options: with defaults filled in.
         weights: name and sha256.
         software: versions by name.

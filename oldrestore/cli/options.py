@@ -71,7 +71,7 @@ class Wishes:
         Of the scratch detector, 0 (all is damage) to 1 (nothing is).
     denoise:
         How much of the mending outside holes is taken: 0 (the photo's own grain and noise stay) to
-        1 (all of it); 0.75 if not given.
+        1 (all of it); if not given, as much as patches of the photo say it needs.
     outside_mask:
         "keep" changes nothing but the holes, and gives them the grain around them.
     strength:

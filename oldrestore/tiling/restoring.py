@@ -1,7 +1,7 @@
 """A photo through the whole way in bands of rows: what is kept of it, and the two passes over it.
 
     survey: pixels -> mask -> fill; keeps the mask as bits, the fill inside holes, and what only the
-            whole photo tells: whether it is grey, its grain, its tone
+            whole photo tells: whether it is grey, its grain, its tone, how noisy it is
     render: pixels, mask, fill -> networks -> restraint -> tone -> pixels
 
 The steps are those of ``pipeline.Restorer``, and so are the bits.
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oldrestore.config import CompactConfig
+from oldrestore.denoise import Patches, estimate_denoise
 from oldrestore.fill import paint_white
 from oldrestore.grain import CELL_PX, Grain, GrainSurvey
 from oldrestore.image import are_grey, image_of, new_pixels
@@ -66,6 +67,7 @@ class Survey:
 
     mask: of damage, None if nothing is taken for it. damaged: pixels of it, of all ``pixels``.
     fill: of the damaged pixels in their order, three float32 each.
+    denoise: how much of the networks' change is taken; None where nothing is restored.
     """
 
     mask: MaskBits | None = None
@@ -75,6 +77,7 @@ class Survey:
     grain: Grain | None = None
     curve: ToneCurve | None = None
     tone: AppliedTone | None = None
+    denoise: float | None = None
     pixels: int = 0
 
     def restoration(self, seconds: float) -> Restoration:
@@ -85,6 +88,7 @@ class Survey:
             tone=() if self.tone is None else (self.tone,),
             seconds=seconds,
             damaged=None if self.mask is None else self.damaged / self.pixels,
+            denoise=() if self.denoise is None else (self.denoise,),
         )
 
 
@@ -142,6 +146,7 @@ class Bands:
         pixels = self.rows(self.source)
         mask, filled = self.surveyed(pixels, write_probability)
         thumbnail = ThumbnailSum(height) if self._wants_tone else None
+        patches = Patches(height, width) if self._wants_patches else None
         grain = GrainSurvey(height, width) if mask and self._wants_grain else None
         halo = GrainSurvey.halo_px
         cursors = [rows.cursor() for rows in (filled, mask, pixels) if rows is not None]
@@ -157,6 +162,8 @@ class Bands:
             found.is_grey = found.is_grey and bool(are_grey(some))
             if thumbnail is not None:
                 thumbnail.add(top, image)
+            if patches is not None:
+                patches.add(top, image)
             if mask is None or found.mask is None or found.fill is None:
                 continue
             first, last = max(0, top - halo), min(height, bottom + halo)
@@ -176,6 +183,8 @@ class Bands:
             found.grain = grain.grain()
         if thumbnail is not None:
             self._estimate_tone(found, thumbnail.thumbnail())
+        if self.wishes.strength > 0:
+            found.denoise = self._denoise(patches)
         return found
 
     @torch.inference_mode()
@@ -234,6 +243,14 @@ class Bands:
         found.curve, found.tone = estimate_tone(
             head, small, self.wishes.tone, faded_probability=least
         )
+
+    def _denoise(self, patches: Patches | None) -> float | None:
+        """What is asked for, or what patches say."""
+        head = self.networks.denoise_head
+        if patches is None:
+            return self.wishes.denoise
+        assert head is not None, "without a head a number is asked for"
+        return estimate_denoise(head, patches.patches())
 
     # ---- second pass ----------------------------------------------------------------------------
 
@@ -294,8 +311,9 @@ class Bands:
     ) -> Tensor:
         """Restraint, tone and strength."""
         image, damage, wishes = image_of(own), damage.float(), self.wishes
-        result = hold_back(image, restored, damage, wishes.denoise, grain=survey.grain, start=start)
-        is_kept = wishes.denoise == 0
+        assert survey.denoise is not None, "the first pass found it"
+        result = hold_back(image, restored, damage, survey.denoise, grain=survey.grain, start=start)
+        is_kept = survey.denoise == 0
         if survey.tone is not None and survey.curve is not None and survey.tone.strength:
             result = apply_tone(result, survey.curve, survey.tone.strength)
             is_kept = False
@@ -361,7 +379,11 @@ class Bands:
 
     @property
     def _wants_grain(self) -> bool:
-        return self.wishes.denoise < 1 and self.wishes.strength > 0
+        return self.wishes.denoise != 1 and self.wishes.strength > 0
+
+    @property
+    def _wants_patches(self) -> bool:
+        return self.wishes.denoise is None and self.wishes.strength > 0
 
 
 def _seen(source: Rows, take: Take) -> Rows:

@@ -5,6 +5,8 @@
     mapping                old latent and mask -> clean latent
     mask                   the scratch detector
     tone                   the tone head
+    denoise                the denoise head: how much of all that a photo needs
+    face                   the face network
     release                the stages' averaged weights as one file for `restore`
 
 Each stage is one file that reads as its algorithm; `loop.py` runs them all.

@@ -1,14 +1,10 @@
 """The commands under `oldrestore train`: settings of a preset, with any field given as a flag."""
 
 import contextlib
-import dataclasses
-import inspect
 import json
 import os
-import re
 import sys
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,12 +15,14 @@ from torch import distributed as dist
 
 from oldrestore.config import Defaults
 from oldrestore.layers import choose_backend
+from oldrestore.train import denoise as denoise_stage
 from oldrestore.train import face as face_stage
 from oldrestore.train import mapping as mapping_stage
 from oldrestore.train import mask as mask_stage
 from oldrestore.train import tone as tone_stage
 from oldrestore.train import vae as vae_stage
 from oldrestore.train.config import (
+    DenoiseSettings,
     FaceSettings,
     LoopSettings,
     MappingSettings,
@@ -32,98 +30,12 @@ from oldrestore.train.config import (
     ToneSettings,
     VAESettings,
 )
+from oldrestore.train.flags import flags_of, given, overrides_of, settings_of
 from oldrestore.train.loop import Stage, Trainer
-from oldrestore.train.presets import Settings, preset
 from oldrestore.train.release import write_face_release, write_release
 from oldrestore.train.threshold import choose_threshold
 
 app = App(name="train", help="Train the stages of the triplet, then release them as one file.")
-
-
-def _overrides(*settings: type[Any], skip: frozenset[str] = frozenset()) -> type[Any]:
-    """A dataclass with the fields of all ``settings``, each optional: what a flag may change."""
-    kinds: dict[str, list[Any]] = {}
-    helps: dict[str, list[str]] = {}
-    for one in settings:
-        hints, described = typing.get_type_hints(one), _helps(one)
-        for field in dataclasses.fields(one):
-            if field.name not in skip and field.init:
-                kinds.setdefault(field.name, []).append(hints[field.name])
-                helps.setdefault(field.name, []).append(described.get(field.name, ""))
-    fields: list[tuple[str, Any, Any]] = []
-    for name, found in kinds.items():
-        kind = _flag_kind(found)
-        text = " / ".join(dict.fromkeys(filter(None, helps[name])))
-        described_kind = Annotated[kind | None, Parameter(help=text or None)]  # type: ignore[valid-type]  # made at run time
-        fields.append((name, described_kind, dataclasses.field(default=None)))
-    title = "Or".join(one.__name__ for one in settings)
-    made = dataclasses.make_dataclass(f"{title}Flags", fields, frozen=True, kw_only=True)
-    made.__module__ = __name__  # make_dataclass says "types", which cyclopts takes for a builtin
-    return made
-
-
-def _flag_kind(kinds: Sequence[Any]) -> Any:
-    """The type of a flag whose field is of these types in the members of a union of settings."""
-    members = [member for kind in kinds for member in (typing.get_args(kind) or (kind,))]
-    if all(map(dataclasses.is_dataclass, members)):
-        return _overrides(*members)
-    # one number here, a list of them there: a flag that takes a list takes one number too
-    return next((kind for kind in kinds if typing.get_origin(kind) is tuple), kinds[0])
-
-
-def _helps(settings: type[Any]) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say of the fields: "name, name: text"."""
-    entry = re.compile(r"^(\w+(?:, \w+)*): (.*(?:\n +.*)*)", flags=re.MULTILINE)
-    found: dict[str, str] = {}
-    for base in reversed(settings.__mro__[:-1]):
-        for names, text in entry.findall(inspect.getdoc(base) or ""):
-            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return found
-
-
-def _given(overrides: Any) -> dict[str, Any]:
-    """What was given on the command line, by the name of its field."""
-    fields = [] if overrides is None else dataclasses.fields(overrides)
-    values = {field.name: getattr(overrides, field.name) for field in fields}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _apply(settings: Any, overrides: Any, prefix: str = "") -> Any:
-    """``settings`` with what was given on the command line, nested settings too.
-
-    Raises:
-        ValueError: the settings of this preset have no such field, or not that many values.
-    """
-    changes = {}
-    for name, value in _given(overrides).items():
-        flag = f"{prefix}{name}"
-        if not hasattr(settings, name):
-            known = ", ".join(field.name for field in dataclasses.fields(settings))
-            raise ValueError(
-                f"{flag}: this preset has a {type(settings).__name__}, which knows {known}"
-            )
-        ours = getattr(settings, name)
-        if dataclasses.is_dataclass(value):
-            changes[name] = _apply(ours, value, f"{flag}.")
-        elif isinstance(value, tuple) and not isinstance(ours, tuple):
-            if len(value) != 1:
-                raise ValueError(f"{flag}: this preset takes one number, got {value}")
-            changes[name] = value[0]
-        else:
-            changes[name] = value
-    return dataclasses.replace(settings, **changes)
-
-
-def _flags(stage: type[LoopSettings], skip: frozenset[str] = frozenset()) -> Any:
-    return Annotated[_overrides(stage, skip=skip) | None, Parameter(name="*")]
-
-
-def _settings(
-    stage: type[Settings], name: str, overrides: Any, kind: str | None = None
-) -> Settings:
-    changed = _apply(preset(stage, name, kind), overrides)
-    assert isinstance(changed, stage)
-    return changed
 
 
 @contextlib.contextmanager
@@ -203,7 +115,7 @@ def vae(
         textures: folder of damage textures (grey pictures, white = damage).
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
-    settings = _settings(VAESettings, common.preset, flags, domain)
+    settings = settings_of(VAESettings, common.preset, flags, domain)
 
     def make() -> Stage:
         return vae_stage.make_stage(
@@ -241,7 +153,7 @@ def mapping(
         detector: weights file with the detector of --detected-share.
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
-    settings = _settings(MappingSettings, common.preset, flags, variant)
+    settings = settings_of(MappingSettings, common.preset, flags, variant)
 
     def make() -> Stage:
         return mapping_stage.make_stage(
@@ -273,7 +185,7 @@ def mask(
         old: folders of real old photos, as further ground to lay damage on.
         textures: folder of damage textures (grey pictures, white = damage).
     """
-    settings = _settings(MaskSettings, common.preset, flags)
+    settings = settings_of(MaskSettings, common.preset, flags)
 
     def make() -> Stage:
         return mask_stage.make_stage(
@@ -302,7 +214,7 @@ def threshold(
         textures: folder of damage textures, as in training.
         crops: how many crops to judge by.
     """
-    settings = _settings(MaskSettings, common.preset, flags)
+    settings = settings_of(MaskSettings, common.preset, flags)
     if common.threads is not None:
         torch.set_num_threads(common.threads)
     found = choose_threshold(detector, settings, clean=common.clean, textures=textures, crops=crops)
@@ -315,10 +227,39 @@ def tone(run: Path, *, common: Common, flags: Any = None) -> None:
     Args:
         run: folder of the run; a run that is there is continued.
     """
-    settings = _settings(ToneSettings, common.preset, flags)
+    settings = settings_of(ToneSettings, common.preset, flags)
 
     def make() -> Stage:
         return tone_stage.make_stage(settings, clean=common.clean, init_from=common.init_from)
+
+    common.train(run, settings, make)
+
+
+def denoise(
+    run: Path,
+    *,
+    common: Common,
+    weights: Path | None = None,
+    textures: Path | None = None,
+    flags: Any = None,
+) -> None:
+    """Learn how much of the networks' change a photo needs.
+
+    Args:
+        run: folder of the run; a run that is there is continued.
+        weights: weights file that restores the damaged crops; the one shipped if none is given.
+        textures: folder of damage textures (grey pictures, white = damage).
+    """
+    settings = settings_of(DenoiseSettings, common.preset, flags)
+
+    def make() -> Stage:
+        return denoise_stage.make_stage(
+            settings,
+            clean=common.clean,
+            weights=weights,
+            textures=textures,
+            init_from=common.init_from,
+        )
 
     common.train(run, settings, make)
 
@@ -338,7 +279,7 @@ def face(
         weights: weights file that restores the damaged portraits; the one shipped if none is given.
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
-    settings = _settings(FaceSettings, common.preset, flags)
+    settings = settings_of(FaceSettings, common.preset, flags)
 
     def make() -> Stage:
         return face_stage.make_stage(
@@ -358,6 +299,7 @@ def release(
     mapping: Path,
     mask: Path | None = None,
     tone: Path | None = None,
+    denoise: Path | None = None,
     about: Path | None = None,
     defaults: Any = None,
 ) -> None:
@@ -368,12 +310,22 @@ def release(
         mapping: run folder of the mapping stage; the VAEs come from it too.
         mask: run folder of the detector, or a weights file with one; the published may go without.
         tone: run folder of the tone head, or a weights file with one; published networks have none.
+        denoise: the same of the head that says how much of the change a photo needs; may be left
+            out.
         about: JSON file of facts to store: data and licences, scores.
         defaults: of `restore` with these weights.
     """
     facts = json.loads(about.read_text()) if about is not None else {}
-    changed = _given(defaults)
-    write_release(output, mapping=mapping, mask=mask, tone=tone, about=facts, defaults=changed)
+    changed = given(defaults)
+    write_release(
+        output,
+        mapping=mapping,
+        mask=mask,
+        tone=tone,
+        denoise=denoise,
+        about=facts,
+        defaults=changed,
+    )
 
 
 def release_face(output: Path, *, face: Path, about: Path | None = None) -> None:
@@ -389,11 +341,12 @@ def release_face(output: Path, *, face: Path, about: Path | None = None) -> None
 
 
 # cyclopts reads the flags off the annotations; those of the settings are made from their fields
-vae.__annotations__["flags"] = _flags(VAESettings, frozenset({"domain"}))
-mapping.__annotations__["flags"] = _flags(MappingSettings)
-mask.__annotations__["flags"] = threshold.__annotations__["flags"] = _flags(MaskSettings)
-tone.__annotations__["flags"] = _flags(ToneSettings)
-face.__annotations__["flags"] = _flags(FaceSettings)
-release.__annotations__["defaults"] = Annotated[_overrides(Defaults) | None, Parameter(name="*")]
-for command in (vae, mapping, mask, threshold, tone, face, release, release_face):
+vae.__annotations__["flags"] = flags_of(VAESettings, frozenset({"domain"}))
+mapping.__annotations__["flags"] = flags_of(MappingSettings)
+mask.__annotations__["flags"] = threshold.__annotations__["flags"] = flags_of(MaskSettings)
+tone.__annotations__["flags"] = flags_of(ToneSettings)
+denoise.__annotations__["flags"] = flags_of(DenoiseSettings)
+face.__annotations__["flags"] = flags_of(FaceSettings)
+release.__annotations__["defaults"] = Annotated[overrides_of(Defaults) | None, Parameter(name="*")]
+for command in (vae, mapping, mask, threshold, tone, denoise, face, release, release_face):
     app.command(command)

@@ -6,6 +6,7 @@ A loss whose weight is 0 is switched off: neither computed nor logged.
 from dataclasses import dataclass, field
 
 from oldrestore.degradation import DegradationSettings
+from oldrestore.denoise import DenoiseConfig
 from oldrestore.face.enhancer import SIDE_PX, FaceConfig
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
@@ -266,6 +267,35 @@ class ToneSettings(LoopSettings):
     )
     pixel: float = 0.05
     faded: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseSettings(LoopSettings):
+    """Stage "denoise": the logarithm of the error with the chosen share of the networks' change.
+
+    crop_px: side of the crops, a multiple of 64.
+    smallest_scale: clean photos are shrunk at random down to this, which hides their own JPEG.
+    native_share: share of the samples that are not shrunk: photos' own pixels.
+    samples: how many crops are damaged and restored; each is made once and kept.
+    error: weight of the logarithm of the error.
+    """
+
+    crop_px: int = 192
+    workers: int = 0  # what is made is kept in one process
+
+    network: DenoiseConfig = field(default_factory=DenoiseConfig)
+    degradation: DegradationSettings = field(
+        default_factory=lambda: DegradationSettings(p_undamaged=0.15)
+    )
+    smallest_scale: float = 0.4
+    native_share: float = 0.5
+    samples: int = 6000
+    error: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples: expected at least 1, got {self.samples}")
 
 
 @dataclass(frozen=True, kw_only=True)

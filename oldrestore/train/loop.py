@@ -58,7 +58,7 @@ class Player:
 class Stage:
     """What a stage file gives the loop.
 
-    name: "vae_old", "vae_clean", "mapping", "mask", "tone".
+    name: "vae_old", "vae_clean", "mapping", "mask", "tone", "denoise", "face".
     config: layouts of the networks by name, and whose they are under "preset", as they stand in a
         released file.
     networks: what is averaged and released.

@@ -30,12 +30,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from oldrestore.degradation import DegradationSettings
+from oldrestore.denoise import DenoiseConfig
 from oldrestore.face.enhancer import FaceConfig
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
 from oldrestore.tone import ToneConfig
 from oldrestore.train.config import (
     AdversarySettings,
+    DenoiseSettings,
     FaceSettings,
     LoopSettings,
     MappingSettings,
@@ -228,6 +230,11 @@ _PAPER_TINY_MASK: Changes = {
 
 _DOMAINS = ("clean", "old")
 _VARIANTS = ("scratch", "hr", "quality")
+_OURS_ALONE: dict[type[LoopSettings], str] = {
+    ToneSettings: "tone head",
+    DenoiseSettings: "denoise head",
+    FaceSettings: "face stage",
+}
 _KIND_NAMES: dict[type[LoopSettings], str] = {VAESettings: "domain", MappingSettings: "variant"}
 
 # what a preset changes of a stage's defaults, by the kind of the stage; the first is the default
@@ -248,6 +255,14 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str | None, Changes]] = {
     ("tiny", ToneSettings): {
         None: {"network": ToneConfig(channels=(8, 16)), **_TINY_LOOP, "steps": 300, "lr": 3e-3}
     },
+    ("tiny", DenoiseSettings): {
+        None: {
+            "network": DenoiseConfig(channels=(8, 16), hidden=16),
+            **_TINY_LOOP,
+            "samples": 100,
+            "lr": 3e-3,
+        }
+    },
     ("tiny", FaceSettings): {
         None: {
             "network": FaceConfig(channels=(8, 16, 24), blocks=(0, 1, 1)),
@@ -260,6 +275,7 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str | None, Changes]] = {
     ("compact", MappingSettings): {None: {"steps": 40_000, "late_crop_px": 192}},
     ("compact", MaskSettings): {None: {"steps": 10_000, "lr": 1.5e-3, "crop_px": 192}},
     ("compact", ToneSettings): {None: {"steps": 6000, "batch": 16}},
+    ("compact", DenoiseSettings): {None: {"steps": 4000, "batch": 32}},
     ("compact", FaceSettings): {None: {"steps": 20_000}},
     ("paper-tiny", VAESettings): {domain: _paper_tiny_vae(domain) for domain in _DOMAINS},
     ("paper-tiny", MappingSettings): {v: _paper_tiny_mapping(v) for v in _VARIANTS},
@@ -285,8 +301,8 @@ def preset(stage: type[Settings], name: str, kind: str | None = None) -> Setting
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     kinds = _PRESETS.get((name, stage))
-    if kinds is None:  # the tone head and the small face network are ours alone
-        what = "tone head" if stage is ToneSettings else "face stage"
+    if kinds is None:  # the heads and the small face network are ours alone
+        what = _OURS_ALONE[stage]
         raise ValueError(f"preset: {name} has no {what}; expected tiny or compact")
     if kind is None:
         kind = next(iter(kinds))

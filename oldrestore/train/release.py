@@ -24,6 +24,7 @@ def write_release(
     mapping: Path,
     mask: Path | None = None,
     tone: Path | None = None,
+    denoise: Path | None = None,
     about: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
@@ -36,13 +37,14 @@ def write_release(
         output: the safetensors file.
         mapping, mask, tone: run folders, or weights files that hold the network. `compact` needs
             all three; `paper` has no tone head, and may go without a detector.
+        denoise: likewise; `compact` may go without, and then takes one share for all photos.
         about: facts to store with it; the steps of the runs are added.
         defaults: of `restore`, by name, where they differ from the preset's.
 
     Raises:
         ValueError: a run is missing, holds no state, or is of another preset.
     """
-    folders = {"mapping": mapping, "mask": mask, "tone": tone}
+    folders = {"mapping": mapping, "mask": mask, "tone": tone, "denoise": denoise}
     sources = {n: read_source(path) for n, path in folders.items() if path is not None}
     kind = _kind(sources)
     tensors: dict[str, Tensor] = {}
@@ -95,7 +97,7 @@ def _config(sources: Mapping[str, Source], kind: str) -> dict[str, Any]:
     layouts = {"vae": sources["mapping"].config["vae"]}
     layouts |= {name: source.config[name] for name, source in sources.items()}
     if kind == "compact":
-        return asdict(CompactConfig()) | layouts
+        return asdict(CompactConfig(denoise=None)) | layouts
     plain = PaperConfig(mask=None)
     widened = HR_DILATION_PX if layouts["mapping"]["variant"] == "hr" else 0
     return asdict(replace(plain, defaults=replace(plain.defaults, dilation_px=widened))) | layouts

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from oldrestore.checkpoint import config_from_json, load_strictly, read_checkpoint
 from oldrestore.config import restorer_config
 from oldrestore.degradation import DegradationSettings
+from oldrestore.denoise import DenoiseConfig
 from oldrestore.face.enhancer import FaceConfig
 from oldrestore.mapping import MappingConfig, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetectorConfig
@@ -37,7 +38,8 @@ MAY_CHANGE = frozenset(
 )
 
 PaperLayout = PaperVAEConfig | PaperMappingConfig | PaperDetectorConfig
-Layout = VAEConfig | MappingConfig | DetectorConfig | ToneConfig | FaceConfig | PaperLayout
+OwnLayout = VAEConfig | MappingConfig | DetectorConfig | ToneConfig | DenoiseConfig | FaceConfig
+Layout = OwnLayout | PaperLayout
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

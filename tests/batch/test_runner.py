@@ -62,7 +62,8 @@ def test_content_decides_where_times_differ(run: RunBatch, scans: Path, out: Pat
     [
         ({"strength": 0.5}, {"other weights or options": 3}),
         ({"threshold": 0.25}, {"other weights or options": 3}),
-        ({"denoise": 0.75, "tone": None}, {"unchanged": 3}),  # the defaults, said aloud
+        ({"denoise": 0.75}, {"other weights or options": 3}),  # not estimated
+        ({"denoise": None, "tone": 0.5}, {"unchanged": 3}),  # the defaults, said aloud
         ({"mask": None}, {"other weights or options": 3}),
         ({"sidecar": False}, {"unchanged": 3}),
         ({"maps": "maps"}, {"results missing": 3}),

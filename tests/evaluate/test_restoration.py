@@ -182,6 +182,7 @@ def test_our_rows_are_what_restore_gives(restorer: Restorer) -> None:
     expected = {
         "ours": restore(mask=sample.mask, tone=0),
         "ours-whole": restore(mask=sample.mask, tone=0, denoise=1),
+        "ours-fixed": restore(mask=sample.mask, tone=0, denoise=0.75),
         "ours-holes": restore(mask=sample.mask, outside_mask="keep"),
         "ours-detected": restore(tone=0),
         "ours-default": restore(),
@@ -192,7 +193,7 @@ def test_our_rows_are_what_restore_gives(restorer: Restorer) -> None:
     assert np.array_equal(found["ours-detected"].undo_fading(), restore(tone=1))
     assert np.array_equal(found["ours-default"].undo_fading(), found["ours-default"].kept)
     pictures = [output.kept.tobytes() for output in found.values()]
-    assert len(set(pictures)) == 6  # else this test could not tell the rows apart
+    assert len(set(pictures)) == 7  # else this test could not tell the rows apart
     assert all(output.seconds > 0 for output in found.values())
 
 

@@ -11,6 +11,7 @@ from oldrestore.degradation import DegradationSettings
 from oldrestore.mapping import PaperMappingConfig
 from oldrestore.train import mapping
 from oldrestore.train.config import (
+    DenoiseSettings,
     LoopSettings,
     MappingSettings,
     MaskSettings,
@@ -142,6 +143,8 @@ def test_what_a_preset_lacks_is_said() -> None:
         preset(VAESettings, "paper", "new")
     with pytest.raises(ValueError, match="preset: paper has no tone head"):
         preset(ToneSettings, "paper")
+    with pytest.raises(ValueError, match="preset: paper has no denoise head"):
+        preset(DenoiseSettings, "paper")
 
 
 def test_presets_of_ours_are_as_they_were() -> None:

@@ -10,8 +10,9 @@ import torch
 
 import oldrestore
 from oldrestore.checkpoint import read_checkpoint
-from oldrestore.train import mapping, mask, tone, vae
+from oldrestore.train import denoise, mapping, mask, tone, vae
 from oldrestore.train.config import (
+    DenoiseSettings,
     LoopSettings,
     MappingSettings,
     MaskSettings,
@@ -84,6 +85,19 @@ def toned(runs: Path, clean_folder: Path) -> tuple[Figures, Figures]:
     return _train(tone.make_stage(settings, clean=[clean_folder]), settings, runs / "tone")
 
 
+@pytest.fixture(scope="module")
+def denoising(
+    mapped: object, detector: object, toned: object, runs: Path, clean_folder: Path
+) -> tuple[Figures, Figures]:
+    weights = runs / "before.safetensors"
+    write_release(
+        weights, mapping=runs / "mapping", mask=runs / "mask", tone=runs / "tone", about={}
+    )
+    settings = preset(DenoiseSettings, "tiny")
+    stage = denoise.make_stage(settings, clean=[clean_folder], weights=weights)
+    return _train(stage, settings, runs / "denoise")
+
+
 def test_the_clean_vae_learns_to_reconstruct(clean_vae: tuple[Figures, Figures]) -> None:
     first, last = clean_vae
     assert last["psnr"] > first["psnr"] + 6
@@ -109,8 +123,20 @@ def test_the_tone_head_learns_to_undo_fading(toned: tuple[Figures, Figures]) -> 
     assert last["faded_after"] > last["faded_before"]
 
 
+def test_the_denoise_head_learns_which_photos_need_the_networks(
+    denoising: tuple[Figures, Figures],
+) -> None:
+    _, last = denoising
+    assert last["psnr_fixed"] < last["psnr_chosen"] <= last["psnr_best"]
+
+
 def test_the_stages_together_restore(
-    mapped: object, detector: object, toned: object, runs: Path, tmp_path: Path
+    mapped: object,
+    detector: object,
+    toned: object,
+    denoising: object,
+    runs: Path,
+    tmp_path: Path,
 ) -> None:
     weights = tmp_path / "tiny.safetensors"
     write_release(
@@ -118,6 +144,7 @@ def test_the_stages_together_restore(
         mapping=runs / "mapping",
         mask=runs / "mask",
         tone=runs / "tone",
+        denoise=runs / "denoise",
         about={"data": "drawn by the tests"},
     )
     checkpoint = read_checkpoint(weights)
@@ -128,6 +155,9 @@ def test_the_stages_together_restore(
     assert isinstance(restored.image, np.ndarray)
     assert restored.image.shape == photo.shape
     assert not np.array_equal(restored.image, photo)
+    (share,) = restored.denoise
+    assert 0 <= share <= 1
+    assert checkpoint.about["denoise_steps"] == preset(DenoiseSettings, "tiny").steps
 
 
 @pytest.fixture(scope="module")
