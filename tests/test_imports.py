@@ -11,7 +11,7 @@ import pytest
 import oldrestore
 
 PACKAGE = Path(oldrestore.__file__).parent
-NETWORKS = {"mask", "tone", "vae", "mapping"}
+NETWORKS = {"mask", "tone", "denoise", "vae", "mapping"}
 LEAVES = {
     "backbones",
     "checkpoint",
@@ -44,6 +44,7 @@ ALLOWED = {
     "attention": {"ops", "layers"},
     "mask": {"ops", "layers"},
     "tone": {"ops", "layers"},
+    "denoise": set(),
     "vae": {"ops", "layers"},
     "mapping": {"ops", "layers", "attention"},
     "config": {"checkpoint", *NETWORKS},
@@ -56,7 +57,7 @@ ALLOWED = {
         *NETWORKS,
     },
     "published": {"checkpoint", "config", "layers", "attention", *NETWORKS},
-    "steps": {"ops", "device", "config", "networks", "fill", "tone"},
+    "steps": {"ops", "denoise", "device", "config", "networks", "fill", "tone"},
     "pipeline": {"ops", "steps", "restoration", "restraint", "tiling", "image", "face"},
     "face": {"checkpoint", "device", "image", "layers", "published"},
     "files": {"photo_file", "pipeline", "restoration"},
@@ -67,6 +68,7 @@ ALLOWED = {
         *("face", "files", "restraint", "tiling"),
     },
     "evaluate": {
+        "denoise",
         "face",
         "layers",
         "config",

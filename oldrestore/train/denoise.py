@@ -22,8 +22,8 @@ from oldrestore.train.data import Batch, PhotoFolders, crop
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.state import kind_of, read_source
 
-# of [-1, 1], squared: at 44 dB, where an error is no longer seen. Lower, the head would rather leave
-# damaged photos alone than touch a sound one at all.
+# of [-1, 1], squared: at 44 dB, where an error is no longer seen. Were it lower, the head would
+# rather leave damaged photos alone than touch a sound one at all.
 ERROR_FLOOR = 1.6e-4
 
 
