@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import oldrestore
 from oldrestore.checkpoint import read_checkpoint, write_checkpoint
 from oldrestore.denoise import PATCHES, DenoiseConfig, DenoiseHead, Patches, estimate_denoise
 from oldrestore.pipeline import Restorer
@@ -80,6 +81,21 @@ def test_weights_without_the_head_take_one_share(weights: Path, tmp_path: Path) 
     write_checkpoint(older, tensors, config, {})
     photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     assert Restorer.load(older).restore(photo, mask=None).denoise == (0.75,)
+
+
+def test_the_shipped_head_tells_noisy_photos_from_sound_ones() -> None:
+    y, x = np.mgrid[0:256, 0:256] / 256
+    sound = np.stack([0.3 + 0.4 * np.sin(5 * x + k) * np.cos(4 * y) ** 2 for k in range(3)], axis=2)
+    noise = 0.08 * np.random.default_rng(0).standard_normal(sound.shape)
+    restorer = oldrestore.Restorer.load(faces="off")
+
+    def share(picture: np.ndarray) -> float:
+        pixels = (picture.clip(0, 1) * 255).round().astype(np.uint8)
+        (found,) = restorer.restore(pixels, mask=None, tone=0).denoise
+        return found
+
+    assert share(sound + noise) > share(sound) + 0.2
+    assert share(sound + noise) > 0.6
 
 
 def test_the_error_of_a_share_is_a_parabola() -> None:
