@@ -20,6 +20,7 @@ from oldrestore.layers import (
     init_as_published,
     paper_blocks,
     residual_blocks,
+    unshuffled,
 )
 from oldrestore.ops import set_backend
 
@@ -96,7 +97,7 @@ class MappingNetwork(nn.Module):
         nn.init.zeros_(self.tail.bias)
 
     def forward(self, latent: Tensor, mask: Tensor) -> Tensor:
-        local = self.head(torch.cat([latent, F.pixel_unshuffle(mask, STRIDE_PX)], dim=1))
+        local = self.head(torch.cat([latent, unshuffled(mask, STRIDE_PX)], dim=1))
         local = self.before(local)
         core = self.core_before(self.down(local))
         if self.use_nonlocal:

@@ -18,6 +18,8 @@ from oldrestore.layers import (
     Conv3x3,
     ConvNormAct,
     Downsample,
+    PixelShuffle,
+    PixelUnshuffle,
     Upsample,
     init_as_published,
     residual_blocks,
@@ -67,7 +69,7 @@ class ScratchDetector(nn.Module):
         super().__init__()
         self.config = config
         widths = config.channels
-        self.head = nn.Sequential(nn.PixelUnshuffle(2), Conv3x3(12, widths[0]))
+        self.head = nn.Sequential(PixelUnshuffle(2), Conv3x3(12, widths[0]))
         self.down = nn.ModuleList(
             Downsample(shallow, deep) for shallow, deep in itertools.pairwise(widths)
         )
@@ -79,7 +81,7 @@ class ScratchDetector(nn.Module):
             Upsample(deep, shallow) for shallow, deep in itertools.pairwise(widths)
         )
         self.decode = nn.ModuleList(residual_blocks(width, 1) for width in widths[:-1])
-        self.tail = nn.Sequential(Conv3x3(widths[0], 4), nn.PixelShuffle(2))
+        self.tail = nn.Sequential(Conv3x3(widths[0], 4), PixelShuffle(2))
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.encode[0](self.head(image))

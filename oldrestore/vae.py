@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from oldrestore.layers import (
     Conv1x1,
@@ -16,10 +15,14 @@ from oldrestore.layers import (
     ConvNormAct,
     Downsample,
     NarrowConv,
+    PixelShuffle,
+    PixelUnshuffle,
     Upsample,
     init_as_published,
     paper_blocks,
     residual_blocks,
+    shuffled,
+    unshuffled,
 )
 from oldrestore.ops import set_backend
 
@@ -70,7 +73,7 @@ class Encoder(nn.Module):
         super().__init__()
         half, quarter = config.half_channels, config.quarter_channels
         self.trunk = nn.Sequential(
-            nn.PixelUnshuffle(2),
+            PixelUnshuffle(2),
             Conv3x3(12, half),
             residual_blocks(half, config.half_blocks),
             Downsample(half, quarter),
@@ -86,7 +89,7 @@ class Encoder(nn.Module):
         return features
 
     def mean(self, features: Tensor, image: Tensor) -> Tensor:
-        mean: Tensor = self.to_mean(features) + self.skip(F.pixel_unshuffle(image, STRIDE_PX))
+        mean: Tensor = self.to_mean(features) + self.skip(unshuffled(image, STRIDE_PX))
         return mean
 
     def forward(self, image: Tensor) -> Tensor:
@@ -105,12 +108,12 @@ class Decoder(nn.Module):
             Upsample(quarter, half),
             residual_blocks(half, config.half_blocks),
             Conv3x3(half, 12),
-            nn.PixelShuffle(2),
+            PixelShuffle(2),
         )
         self.skip = Conv1x1(config.latent_channels, 3 * STRIDE_PX**2)
 
     def forward(self, latent: Tensor) -> Tensor:
-        image: Tensor = self.trunk(latent) + F.pixel_shuffle(self.skip(latent), STRIDE_PX)
+        image: Tensor = self.trunk(latent) + shuffled(self.skip(latent), STRIDE_PX)
         return image
 
 

@@ -3,8 +3,16 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from oldrestore.layers import ConvNormAct, NarrowConv, ResidualBlock, choose_backend
+from oldrestore.layers import (
+    ConvNormAct,
+    NarrowConv,
+    ResidualBlock,
+    choose_backend,
+    shuffled,
+    unshuffled,
+)
 
 
 def test_a_fresh_residual_block_is_near_the_identity() -> None:
@@ -40,6 +48,22 @@ def test_a_narrow_convolution_is_the_convolution_forward_and_backward(
     found, slow, truth = _with_gradients(layer, x)
     for a, b, c in zip(found, slow, truth, strict=True):
         assert (a - c).abs().max() <= 4 * (b - c).abs().max() + 1e-6 * c.abs().max()
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("is_inference", [True, False])
+def test_shuffling_moves_pixels_as_torch_does(
+    stride: int, memory: torch.memory_format, is_inference: bool
+) -> None:
+    x = torch.randn(2, 2 * stride**2, 3 * stride, 5 * stride).contiguous(memory_format=memory)
+    with torch.inference_mode(is_inference):
+        assert torch.equal(unshuffled(x, stride), F.pixel_unshuffle(x, stride))
+        assert torch.equal(shuffled(x, stride), F.pixel_shuffle(x, stride))
+        with pytest.raises(RuntimeError, match="divisible"):
+            unshuffled(x[..., 1:], stride)
+        with pytest.raises(RuntimeError, match="divisible"):
+            shuffled(x[:, 1:], stride)
 
 
 def _with_gradients(layer: nn.Module, x: Tensor) -> list[tuple[Tensor, ...]]:

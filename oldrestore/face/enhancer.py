@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.layers import Conv1x1, Conv3x3, Downsample, Upsample, residual_blocks
+from oldrestore.layers import (
+    Conv1x1,
+    Conv3x3,
+    Downsample,
+    Upsample,
+    residual_blocks,
+    shuffled,
+    unshuffled,
+)
 
 SIDE_PX = 256  # of the crops, as the published generator's smaller size
 
@@ -73,7 +81,7 @@ class FaceEnhancer(nn.Module):
         ):
             expected = f"(B, 3, S, S), S a multiple of {self.align_px}"
             raise ValueError(f"image: expected {expected}, got {tuple(image.shape)}")
-        x = F.relu(self.head(F.pixel_unshuffle(image, 2)))
+        x = F.relu(self.head(unshuffled(image, 2)))
         kept = []
         for i, encode in enumerate(self.encode):
             x = encode(F.relu(self.down[i - 1](x)) if i else x)
@@ -81,5 +89,5 @@ class FaceEnhancer(nn.Module):
         for i in reversed(range(len(self.up))):
             both = torch.cat([F.relu(self.up[i](x)), kept[i]], dim=1)
             x = self.decode[i](F.relu(self.merge[i](both)))
-        change: Tensor = F.pixel_shuffle(self.tail(x), 2)
+        change: Tensor = shuffled(self.tail(x), 2)
         return image + change

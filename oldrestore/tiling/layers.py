@@ -23,7 +23,7 @@ from oldrestore.attention import (
     project,
     touched_cells,
 )
-from oldrestore.layers import Conv3x3, ConvNormAct, NarrowConv, ResidualBlock
+from oldrestore.layers import Conv3x3, ConvNormAct, NarrowConv, PixelShuffle, ResidualBlock
 from oldrestore.mapping import PaperMappingNetwork
 from oldrestore.networks import Networks
 from oldrestore.ops import forget_packed_weights
@@ -180,9 +180,7 @@ class LayerByLayer:
                 None if bias is None else nn.Parameter(bias),
             )
             plain.requires_grad_(False)
-            return cell_by_cell(
-                [convolved(plain, source, layer.backend)], nn.PixelShuffle(2), scale=2
-            )
+            return cell_by_cell([convolved(plain, source, layer.backend)], PixelShuffle(2), scale=2)
         return _strided(conv, source)
 
     # ---- the mapping and its attentions ---------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.attention import PartialNonlocal
-from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock
+from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock, shuffled, unshuffled
 from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
 from oldrestore.mask import (
     PaperDetector,
@@ -87,9 +87,7 @@ def _(block: ResidualBlock, source: Rows) -> Rows:
 @through.register
 def _(encoder: Encoder, source: Rows) -> Rows:
     features = through(encoder.trunk, source)
-    pixels = cell_by_cell(
-        [source], lambda image: F.pixel_unshuffle(image, STRIDE_PX), scale=1 / STRIDE_PX
-    )
+    pixels = cell_by_cell([source], lambda image: unshuffled(image, STRIDE_PX), scale=1 / STRIDE_PX)
 
     def mean(found: Tensor, unshuffled: Tensor) -> Tensor:
         latent: Tensor = encoder.to_mean(found) + encoder.skip(unshuffled)
@@ -102,7 +100,7 @@ def _(encoder: Encoder, source: Rows) -> Rows:
 def _(decoder: Decoder, source: Rows) -> Rows:
     skip = cell_by_cell(
         [source],
-        lambda latent: F.pixel_shuffle(decoder.skip(latent), STRIDE_PX),
+        lambda latent: shuffled(decoder.skip(latent), STRIDE_PX),
         scale=STRIDE_PX,
     )
     return added(through(decoder.trunk, source), skip)
@@ -210,7 +208,7 @@ def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:
 
 def mapped(mapping: MappingNetwork, latent: Rows, mask: Rows) -> Rows:
     """The mapping network: latent and mask, the latter in pixels -> latent."""
-    cells = cell_by_cell([mask], lambda x: F.pixel_unshuffle(x, STRIDE_PX), scale=1 / STRIDE_PX)
+    cells = cell_by_cell([mask], lambda x: unshuffled(x, STRIDE_PX), scale=1 / STRIDE_PX)
     both = cell_by_cell([latent, cells], lambda *parts: torch.cat(parts, dim=1))
     local = through(mapping.before, through(mapping.head, both))
     core = through(mapping.core_before, through(mapping.down, local))
