@@ -208,6 +208,8 @@ def read_source(path: Path) -> Source:
         kind = config.get("preset", "compact")  # runs from before there were others say nothing
         return Source(path, kind, config, state["averaged"], state["step"])
     checkpoint = read_checkpoint(path)
-    layouts = json.loads(json.dumps(asdict(restorer_config(checkpoint.config, f"{path}: config"))))
+    layouts = checkpoint.config
+    if "face" not in layouts:  # a face network lies in a file of its own
+        layouts = json.loads(json.dumps(asdict(restorer_config(layouts, f"{path}: config"))))
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.tensors.items()}
-    return Source(path, layouts["preset"], layouts, tensors, None)
+    return Source(path, layouts.get("preset", "compact"), layouts, tensors, None)

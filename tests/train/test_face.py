@@ -70,6 +70,11 @@ def test_it_learns_and_its_release_is_read(
     assert loaded.about["face_steps"] == 150
     crop = torch.zeros(1, 3, 64, 64)
     assert loaded.enhance(crop).shape == crop.shape
+    going_on = face.make_stage(
+        settings, clean=[clean_folder], weights=weights, detector=Middle(), init_from=output
+    ).networks["face"]
+    for name, value in loaded.network.state_dict().items():
+        assert torch.equal(going_on.state_dict()[name], value)
 
 
 def test_a_sample_is_made_once_and_is_the_same_again(clean_folder: Path, weights: Path) -> None:
