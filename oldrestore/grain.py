@@ -149,7 +149,9 @@ class GrainSurvey:
         # texture and edges hardly show in the finest diagonals: they tell how strong the grain is,
         # and the quiet blocks how much of it they hold
         fine, brightness = self._joined("fine"), self._joined("brightness")
-        variance = fine * (variance[quiet].sum() / fine[quiet].sum().clip(min=FLAT_VARIANCE))
+        told = fine * (variance[quiet].sum() / fine[quiet].sum().clip(min=FLAT_VARIANCE))
+        # compression leaves a smooth backdrop hardly any fine detail, and cloth all of it
+        variance = np.minimum(told, variance)
         curve = _curve_of(variance, brightness)
         expected = np.interp(brightness, BRIGHTNESS, curve) ** 2
         known = np.full(self._holed.shape, np.nan, np.float32)

@@ -89,6 +89,18 @@ def test_texture_is_not_taken_for_grain() -> None:
     assert 0.014 < drawn.std() < 0.022
 
 
+def test_cloth_before_a_compressed_backdrop_gets_no_more_than_it_has() -> None:
+    """The backdrop's grain has no fine detail left, the cloth is nothing else."""
+    backdrop, weave = grainy(0.02, 2.5), torch.zeros(1, 3, HEIGHT, WIDTH)
+    weave[..., ::2, ::2] = weave[..., 1::2, 1::2] = 0.2
+    photo = torch.where(torch.arange(WIDTH) < WIDTH // 2, backdrop, weave)
+    mask = torch.zeros(1, 1, HEIGHT, WIDTH)
+    mask[..., 60:130:10, 40:250:10] = 1
+    drawn = draw_grain(measure_grain(photo, mask), photo, mask)[0, 0].numpy()
+    in_cloth = drawn[:, 140:][mask[0, 0, :, 140:].numpy() > 0]
+    assert in_cloth.std() < 1.2 * weave.std()
+
+
 def test_grey_grain_is_grey_and_coloured_grain_coloured() -> None:
     mask = hole()
     drawn = draw_grain(measure_grain(grainy(0.05, 0.4), mask), shaded(), mask)[0]
