@@ -5,6 +5,7 @@ given weights, and enlarged again: what the face stage meets in use. The goal is
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,10 @@ MASK_GROWS_PX = 1  # as the detector's mask is widened
 # share of samples that show the damaged crop itself; how much of the restoration others take
 PLAIN_SHARE, LEAST_DENOISE = 0.1, 0.6
 CENTRE = 0.125  # of the crop's side at each border that the perceptual loss leaves out
+# what the perceptual loss sees is shifted by up to this part of the side, and half of it may be
+# halved; smaller crops would be too small for a judge then
+SHIFT_SHARE, HALVED_FROM_PX = 16, 128
+ORDERS = tuple(itertools.permutations(range(3)))  # of the colours
 
 LOSSES = ("pixel", "perceptual", "distance")
 
@@ -76,7 +81,13 @@ class AlignedFaces:
         image = degraded.lerp(restored, taken)
         if rng.random() < 0.5:
             image, target = image.flip(-1), target.flip(-1)
-        return {"image": image.contiguous(), "target": target.contiguous()}
+        shifts, sizes = 1 + side // SHIFT_SHARE, 1 + (side >= HALVED_FROM_PX)
+        view = rng.integers((8, len(ORDERS), shifts, shifts, sizes))
+        return {
+            "image": image.contiguous(),
+            "target": target.contiguous(),
+            "view": torch.from_numpy(view),
+        }
 
     def _found(self, key: bytes, photo: np.ndarray) -> list[tuple[float, float]] | None:
         """The landmarks of a portrait's surest face; looked for once."""
@@ -172,11 +183,14 @@ class FaceEnhancing(nn.Module):
         found = {}
         if self.settings.pixel:
             found["pixel"] = (enhanced - target).abs().mean()
-        if judge is not None and self.settings.perceptual:
-            found["perceptual"] = judge.perceptual_loss(centre(enhanced), centre(target))
-        if judge is not None and self.settings.distance:
-            distance = judge.perceptual_distance(centre(enhanced), centre(target))
-            found["distance"] = distance.mean()
+        if judge is None:
+            return found
+        view = batch["view"][0]
+        ours, theirs = (seen_as(centre(crops), view) for crops in (enhanced, target))
+        if self.settings.perceptual:
+            found["perceptual"] = judge.perceptual_loss(ours, theirs)
+        if self.settings.distance:
+            found["distance"] = judge.perceptual_distance(ours, theirs).mean()
         return found
 
 
@@ -184,6 +198,23 @@ def centre(crops: Tensor) -> Tensor:
     """The part of aligned crops (B, 3, S, S) that the face fills."""
     border = round(CENTRE * crops.shape[-1])
     return crops[..., border:-border, border:-border]
+
+
+def seen_as(crops: Tensor, view: Tensor) -> Tensor:
+    """Crops (B, 3, S, S) in one of many views, so that no judge's own taste is learnt.
+
+    A judge is pleased by patterns that fit its own grid and orientation and nobody else's. Over
+    random views these cancel (Kettunen et al., E-LPIPS, 2019).
+
+    Args:
+        view: (5,) whole numbers: which of 8 turns and mirrorings, which order of the colours, rows
+            and columns cut off, 1 for half the side.
+    """
+    turn, order, down, right, is_half = (int(number) for number in view)
+    crops = torch.rot90(crops[:, list(ORDERS[order]), down:, right:], turn % 4, (2, 3))
+    if turn >= 4:
+        crops = crops.flip(-1)
+    return F.avg_pool2d(crops, 2) if is_half else crops
 
 
 def make_stage(

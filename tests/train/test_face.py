@@ -77,6 +77,26 @@ def test_it_learns_and_its_release_is_read(
         assert torch.equal(going_on.state_dict()[name], value)
 
 
+def test_the_judge_sees_both_in_one_view_and_all_views_are_drawn(
+    clean_folder: Path, weights: Path
+) -> None:
+    settings = preset(FaceSettings, "tiny")
+    samples = face.make_stage(
+        settings, clean=[clean_folder], weights=weights, detector=Middle()
+    ).samples
+    rng = np.random.default_rng(0)
+    views = torch.stack([samples.draw(rng, settings.crop_px, i)["view"] for i in range(60)])
+    assert set(views[:, 0].tolist()) == set(range(8))
+    assert set(views[:, 1].tolist()) == set(range(6))
+    crops = torch.rand(2, 3, 192, 192)
+    assert torch.equal(face.seen_as(crops, torch.zeros(5, dtype=torch.int64)), crops)
+    seen = face.seen_as(crops, torch.tensor([5, 3, 2, 7, 1]))
+    assert seen.shape == (2, 3, 92, 95)  # a quarter turn of 190 x 185, halved
+    assert set(face.ORDERS[3]) == {0, 1, 2}
+    means = crops[:, list(face.ORDERS[3]), 2:, 7:].mean(dim=(2, 3))
+    torch.testing.assert_close(seen.mean(dim=(2, 3)), means, atol=0.01, rtol=0)
+
+
 def test_a_sample_is_made_once_and_is_the_same_again(clean_folder: Path, weights: Path) -> None:
     settings = preset(FaceSettings, "tiny")
     samples = [
