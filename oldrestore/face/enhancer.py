@@ -20,7 +20,7 @@ from oldrestore.layers import (
     unshuffled,
 )
 
-SIDE_PX = 256  # of the crops, as the published generator's smaller size
+SIDE_PX = 256  # of the crops it is trained on, unless a file says another side
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FaceConfig:
 
 
 class FaceEnhancer(nn.Module):
-    """Faces (B, 3, S, S) -> (B, 3, S, S); S is a multiple of ``align_px``, trained at 256."""
+    """Faces (B, 3, S, S) -> (B, 3, S, S); S is a multiple of ``align_px``."""
 
     def __init__(self, config: FaceConfig) -> None:
         super().__init__()

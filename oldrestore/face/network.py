@@ -11,6 +11,7 @@ from oldrestore.checkpoint import config_from_json, load_strictly, read_checkpoi
 from oldrestore.face.enhancer import SIDE_PX, FaceConfig, FaceEnhancer
 from oldrestore.face.generator import FaceGenerator, PaperFaceConfig
 
+MOST_SIDE_PX = 2048  # of a crop; a file that asks for more is broken
 DEFAULT_FACE_WEIGHTS = Path(__file__).parents[1] / "weights" / "faces.safetensors"
 
 
@@ -20,10 +21,11 @@ class FaceNetwork:
     side_px: of the crops. about: what the weights file says of itself.
     """
 
-    def __init__(self, network: FaceEnhancer | FaceGenerator, about: dict[str, Any]) -> None:
+    def __init__(
+        self, network: FaceEnhancer | FaceGenerator, about: dict[str, Any], side_px: int = SIDE_PX
+    ) -> None:
         self.network: nn.Module = network.eval().requires_grad_(False)
-        config = network.config
-        self.side_px = config.side_px if isinstance(config, PaperFaceConfig) else SIDE_PX
+        self.side_px = side_px
         self.about = about
         self.device = torch.device("cpu")
 
@@ -46,15 +48,17 @@ class FaceNetwork:
         try:
             if checkpoint.config.get("preset") == "paper":
                 network = FaceGenerator(config_from_json(PaperFaceConfig, layout, name))
+                side_px = network.config.side_px
             else:
                 network = FaceEnhancer(config_from_json(FaceConfig, layout, name))
+                side_px = _side_of(checkpoint.config, network, path)
         except RuntimeError as error:  # torch's, of sizes that no layer can have
             raise ValueError(f"{name}: no network can be built of it: {error}") from error
         for key in checkpoint.tensors:
             if not key.startswith("face."):
                 raise ValueError(f"{os.fspath(path)}: unknown key {key}")
         load_strictly(network, checkpoint.tensors, "face", path)
-        loaded = cls(network, checkpoint.about)
+        loaded = cls(network, checkpoint.about, side_px)
         loaded.network.to(device)
         loaded.device = device
         return loaded
@@ -64,3 +68,15 @@ class FaceNetwork:
         """(1, 3, S, S) in [-1, 1] -> the same on the CPU; S is ``side_px``."""
         enhanced: Tensor = self.network(crop.to(self.device)).clamp(-1, 1)
         return enhanced.cpu()
+
+
+def _side_of(config: dict[str, Any], network: FaceEnhancer, path: str | os.PathLike[str]) -> int:
+    """The side of the crops that a compact face network was trained on."""
+    side = config.get("face_side_px", SIDE_PX)
+    step = network.align_px
+    if type(side) is not int or not step <= side <= MOST_SIDE_PX or side % step:
+        raise ValueError(
+            f"{os.fspath(path)}: config.face_side_px: expected a multiple of {step} up to "
+            f"{MOST_SIDE_PX}, got {side!r}"
+        )
+    return side

@@ -259,7 +259,11 @@ def make_stage(
 
     return Stage(
         name="face",
-        config={"preset": kind_of(settings.network), "face": asdict(settings.network)},
+        config={
+            "preset": kind_of(settings.network),
+            "face": asdict(settings.network),
+            "face_side_px": settings.crop_px,
+        },
         networks=nn.ModuleDict({"face": enhancer}),
         players={
             "face": Player(

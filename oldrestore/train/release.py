@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import HR_DILATION_PX, CompactConfig, PaperConfig, restorer_config
+from oldrestore.face.enhancer import SIDE_PX
 from oldrestore.train.state import Source, read_source
 
 # what restoring needs of the networks of a mapping run; of `paper` all is kept, to train on from
@@ -72,7 +73,11 @@ def write_face_release(output: Path, *, face: Path, about: Mapping[str, Any]) ->
     """
     source = read_source(face)
     name = source.name_of("face")
-    config = {"preset": source.kind, "face": source.config["face"]}
+    config = {
+        "preset": source.kind,
+        "face": source.config["face"],
+        "face_side_px": source.config.get("face_side_px", SIDE_PX),
+    }
     steps = {} if source.steps is None else {"face_steps": source.steps}
     tensors = {key: v for key, v in source.tensors.items() if key.startswith(f"{name}.")}
     write_checkpoint(output, tensors, config, {**about, **steps})

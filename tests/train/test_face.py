@@ -68,6 +68,7 @@ def test_it_learns_and_its_release_is_read(
     )
     loaded = FaceNetwork.load(output, torch.device("cpu"))
     assert loaded.about["face_steps"] == 150
+    assert loaded.side_px == settings.crop_px
     crop = torch.zeros(1, 3, 64, 64)
     assert loaded.enhance(crop).shape == crop.shape
     going_on = face.make_stage(
