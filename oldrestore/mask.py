@@ -26,7 +26,7 @@ from oldrestore.layers import (
 )
 
 # of the logits, the part that the photo at half its side gives; not in the files
-COARSE_SHARE = 0.4
+COARSE_SHARE = 0.5
 PAPER_SIDE_PX = 256  # the shorter side of what the published detector sees
 # ... and the longest it may get: without a limit a strip of film would be enlarged to gigapixels
 PAPER_LONGEST_PX = 16 * PAPER_SIDE_PX
@@ -107,8 +107,11 @@ class ScratchDetector(nn.Module):
         return joined(smoothed(around), self(image))
 
     def probability(self, image: Tensor) -> Tensor:
-        """Probability of damage, (B, 1, H, W) in [0, 1]; sides as for `at_two_scales`."""
-        return steady_sigmoid(self.at_two_scales(image))
+        """Probability of damage, (B, 1, H, W) in [0, 1]; sides as for `at_two_scales`.
+
+        Of the photo and its mirror image: where the network errs, it often errs in one of them.
+        """
+        return steady_sigmoid(agreed(self.at_two_scales(image), self.at_two_scales(image.flip(-1))))
 
 
 def halved(image: Tensor) -> Tensor:
@@ -133,6 +136,14 @@ def smoothed(around: Tensor) -> Tensor:
 def joined(coarse: Tensor, fine: Tensor) -> Tensor:
     """Logits of both scales, at the finer one's."""
     return COARSE_SHARE * coarse + (1 - COARSE_SHARE) * fine
+
+
+def agreed(logits: Tensor, of_mirrored: Tensor) -> Tensor:
+    """Logits of a photo, and those of its mirror image -> their mean.
+
+    The latter as float16, whatever they come as: in bands, those of a whole photo have to be kept.
+    """
+    return (logits + of_mirrored.half().flip(-1)) / 2
 
 
 @dataclass(frozen=True)

@@ -39,5 +39,18 @@ def test_a_photo_is_judged_at_its_own_scale_and_at_half_of_it(detector: ScratchD
     image = torch.rand(1, 3, 32, 48) * 2 - 1
     small = F.interpolate(image, scale_factor=0.5, mode="area")
     coarse = F.interpolate(detector(small), scale_factor=2, mode="bilinear", align_corners=False)
-    expected = (COARSE_SHARE * coarse + (1 - COARSE_SHARE) * detector(image)).sigmoid()
-    assert (detector.probability(image) - expected).abs().max() < 1e-6
+    expected = COARSE_SHARE * coarse + (1 - COARSE_SHARE) * detector(image)
+    assert (detector.at_two_scales(image) - expected).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_a_mirror_image_is_judged_as_the_photo(detector: ScratchDetector) -> None:
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    found = detector.probability(image)
+    assert (found - found.flip(-1)).abs().max() > 1e-3
+    mirrored = detector.probability(image.flip(-1)).flip(-1)
+    # of the two logits, one is rounded to float16 each time; a sigmoid's slope is at most 1/4
+    logits = detector.at_two_scales(image), detector.at_two_scales(image.flip(-1))
+    largest = max(float(x.abs().max()) for x in logits)
+    assert (mirrored - found).abs().max() <= largest * 2.0**-11 / 4
+    assert not torch.equal(*(x.sigmoid() for x in logits))

@@ -27,12 +27,21 @@ from oldrestore.image import are_grey, image_of, new_pixels
 from oldrestore.networks import Networks
 from oldrestore.restoration import Restoration
 from oldrestore.restraint import Wishes, hold_back
+from oldrestore.tiling.detecting import detected
 from oldrestore.tiling.filling import filled_rows
 from oldrestore.tiling.layers import LayerByLayer
-from oldrestore.tiling.rows import Ledger, Rows, cell_by_cell, cropped, extended, neighbourhood
+from oldrestore.tiling.rows import (
+    Ledger,
+    Rows,
+    cell_by_cell,
+    cropped,
+    extended,
+    neighbourhood,
+    watched,
+)
 from oldrestore.tiling.scratch import Store
 from oldrestore.tiling.sources import Source
-from oldrestore.tiling.through import detected, translated
+from oldrestore.tiling.through import translated
 from oldrestore.tiling.transfer import Transfers
 from oldrestore.tone import AppliedTone, ThumbnailSum, ToneCurve, apply_tone, estimate_tone
 
@@ -223,10 +232,11 @@ class Bands:
         detector, threshold = self.networks.detector, self.wishes.threshold
         radius = self.networks.config.defaults.dilation_px
         assert detector is not None, "callers refuse 'auto' without a detector"
-        ahead = self.rows(self.source)
-        probability = detected(detector, pixels, ahead, image_of, self.networks.dtype)
+        again = functools.partial(self.rows, self.source)
+        dtype, scratch = self.networks.dtype, self.scratch
+        probability = detected(detector, pixels, again, image_of, dtype, scratch=scratch)
         if write_probability is not None:
-            probability = _seen(probability, write_probability)
+            probability = watched(probability, write_probability)
 
         def widen(found: Tensor) -> Tensor:
             wide = F.max_pool2d((found > threshold).float(), 2 * radius + 1, 1, padding=radius)
@@ -384,15 +394,3 @@ class Bands:
     @property
     def _wants_patches(self) -> bool:
         return self.wishes.denoise is None and self.wishes.strength > 0
-
-
-def _seen(source: Rows, take: Take) -> Rows:
-    """The same map; ``take`` gets every row of it on the host, once."""
-    cursor = source.cursor()
-
-    def make(top: int, bottom: int) -> Tensor:
-        rows = cursor.window(top, bottom)
-        take(top, rows.cpu())
-        return rows
-
-    return Rows(source.height, source.width, make, band=source.band, ledger=source.ledger)

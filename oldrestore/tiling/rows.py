@@ -237,3 +237,15 @@ def cropped(source: Rows, height: int, width: int) -> Rows:
         return cursor.window(top, bottom)[..., :width]
 
     return Rows(height, width, make, band=source.band, ledger=source.ledger)
+
+
+def watched(source: Rows, take: Callable[[int, Tensor], None]) -> Rows:
+    """The same map; ``take`` gets every row of it on the host, once: first row, rows."""
+    cursor = source.cursor()
+
+    def make(top: int, bottom: int) -> Tensor:
+        rows = cursor.window(top, bottom)
+        take(top, rows.cpu())
+        return rows
+
+    return Rows(source.height, source.width, make, band=source.band, ledger=source.ledger)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class StoredMap:
-    """A map (1, C, H, W) of float32, in memory or in a file, row after row.
+    """A map (1, C, H, W), in memory or in a file, row after row.
 
     Windows of the file are mapped for as long as it takes to copy them, so that what the process
     holds stays small. The file has no name and goes with the process.
@@ -22,20 +22,29 @@ class StoredMap:
         channels, height, width: of the map.
         in_memory: whether it is kept there.
         folder: of the scratch file; None: the system's.
+        dtype: of what is kept.
 
     Raises:
         OSError: there is no room for the file.
     """
 
     def __init__(
-        self, channels: int, height: int, width: int, *, in_memory: bool, folder: str | None
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        in_memory: bool,
+        folder: str | None,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
         self.channels, self.height, self.width = channels, height, width
-        self.nbytes = channels * height * width * np.dtype(np.float32).itemsize
-        self._memory: NDArray[np.float32] | None = None
+        self._dtype = np.dtype(dtype)
+        self.nbytes = channels * height * width * self._dtype.itemsize
+        self._memory: NDArray[np.floating[Any]] | None = None
         self._file: Any = None
         if in_memory:
-            self._memory = np.empty((height, channels, width), np.float32)
+            self._memory = np.empty((height, channels, width), self._dtype)
             return
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by ``free``)
         try:
@@ -66,12 +75,12 @@ class StoredMap:
         if self._file is not None:
             self._file.close()
 
-    def _window(self, top: int, bottom: int) -> NDArray[np.float32]:
+    def _window(self, top: int, bottom: int) -> NDArray[np.floating[Any]]:
         if self._memory is not None:
             return self._memory[top:bottom]
         shape = (bottom - top, self.channels, self.width)
-        offset = top * self.channels * self.width * np.dtype(np.float32).itemsize
-        return np.memmap(self._file, np.float32, "r+", offset, shape)
+        offset = top * self.channels * self.width * self._dtype.itemsize
+        return np.memmap(self._file, self._dtype, "r+", offset, shape)
 
 
 class Store:

@@ -16,25 +16,10 @@ from torch.nn import functional as F
 from oldrestore.attention import PartialNonlocal
 from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock, shuffled, unshuffled
 from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
-from oldrestore.mask import (
-    PaperDetector,
-    ScratchDetector,
-    doubled,
-    halved,
-    joined,
-    smoothed,
-    steady_sigmoid,
-)
+from oldrestore.mask import ScratchDetector
 from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
-from oldrestore.tiling.rows import (
-    Rows,
-    cell_by_cell,
-    cropped,
-    extended,
-    neighbourhood,
-    next_from,
-)
+from oldrestore.tiling.rows import Rows, cell_by_cell, neighbourhood, next_from
 from oldrestore.vae import Decoder, Encoder
 
 _ROW_PADDING = {"zero": "constant", "zeros": "constant", "reflect": "reflect"}
@@ -108,10 +93,10 @@ def _(decoder: Decoder, source: Rows) -> Rows:
 
 @through.register
 def _(detector: ScratchDetector, source: Rows) -> Rows:
-    return _logits(detector, source, source)
+    return logits_of(detector, source, source)
 
 
-def _logits(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
+def logits_of(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
     """What the detector makes of a map that is given twice.
 
     Its finest features are made from either: some hundred rows of them, until the coarser ones
@@ -134,69 +119,6 @@ def _logits(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
     ):
         features = through(decode, added(through(up, features), skip))
     return through(detector.tail, features)
-
-
-def detected(
-    detector: ScratchDetector | PaperDetector,
-    pixels: Rows,
-    ahead: Rows,
-    image_of: Callable[[Tensor], Tensor],
-    dtype: torch.dtype,
-) -> Rows:
-    """The probability of damage at each pixel of a photo.
-
-    The published detector sees the whole photo, small, before the first row of it is given.
-
-    Args:
-        detector: the network.
-        pixels: what ``image_of`` makes an image (1, 3, h, W) in [-1, 1] of; some hundred rows are
-            kept, so best as compact as they came.
-        ahead: the same read for itself, for what looks much farther ahead: in between, what it has
-            read need not be kept.
-        image_of: of some rows.
-        dtype: that the network computes in.
-    """
-    if isinstance(detector, PaperDetector):
-        return _judged_small(detector, cell_by_cell([ahead], image_of), dtype)
-
-    def ready(some: Rows) -> Rows:
-        image = cell_by_cell([some], lambda rows: image_of(rows).to(dtype))
-        return extended(image, detector.config.align_px)
-
-    def small(some: Rows) -> Rows:
-        return cell_by_cell([ready(some)], halved, scale=0.5)
-
-    coarse = _logits(detector, small(ahead), small(pixels))
-    wide = neighbourhood(cell_by_cell([coarse], doubled, scale=2), smoothed, 1, padding="replicate")
-    fine = _logits(detector, ready(pixels), ready(pixels))
-    logits = cell_by_cell([wide, fine], joined)
-    return cropped(cell_by_cell([logits], steady_sigmoid), pixels.height, pixels.width)
-
-
-def _judged_small(detector: PaperDetector, image: Rows, dtype: torch.dtype) -> Rows:
-    height, width = image.height, image.width
-    size = detector.small_size(height, width)
-    # between the two nearest rows, as bilinear interpolation without corners aligned does
-    place = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
-    above = place.long().clamp(max=height - 1)
-    below = (above + 1).clamp(max=height - 1)
-    share = place - above
-    cursor, rows = image.cursor(), []
-    for first, last, part in zip(above.tolist(), below.tolist(), share.tolist(), strict=True):
-        window = cursor.window(first, last + 1, first)
-        rows.append(window[:, :, :1].lerp(window[:, :, -1:], part))
-    small = F.interpolate(
-        torch.cat(rows, dim=2), (size[0], size[1]), mode="bilinear", align_corners=False
-    )
-    cursor.window(height - 1, height)  # the rest is not needed
-    probability: Tensor = detector(small.to(dtype)).sigmoid()
-
-    def make(top: int, bottom: int) -> Tensor:
-        nearest = (torch.arange(top, bottom) * size[0] // height).to(probability.device)
-        wide = F.interpolate(probability, (size[0], width), mode="nearest")
-        return wide.index_select(2, nearest)
-
-    return Rows(height, width, make, band=image.band, ledger=image.ledger)
 
 
 def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:

@@ -40,6 +40,6 @@ class Finder(nn.Module):
         height, width = image.shape[2:]
         right, below = (-side % self.detector.config.align_px for side in (width, height))
         padded = F.pad(image, (0, right, 0, below), mode="reflect")
-        probability = self.detector.at_two_scales(padded)[..., :height, :width].sigmoid()
+        probability = self.detector.probability(padded)[..., :height, :width]
         found = (probability > self.threshold).float()
         return F.max_pool2d(found, 2 * self.dilation_px + 1, 1, self.dilation_px)

@@ -218,19 +218,30 @@ def held_out_crops(
 
 
 def probability(detector: Detector, degraded: Tensor) -> Tensor:
-    """Of crops, as restoring would judge them (`_logits`)."""
-    return torch.cat([_logits(detector, few).sigmoid() for few in torch.split(degraded, AT_ONCE)])
+    """Of crops, as restoring would judge them, if their sides allow (`_sees_two_scales`)."""
+    found = []
+    for few in torch.split(degraded, AT_ONCE):
+        if isinstance(detector, ScratchDetector) and _sees_two_scales(detector, few):
+            found.append(detector.probability(few))
+        else:
+            found.append(detector(few).sigmoid())
+    return torch.cat(found)
 
 
 def _logits(detector: Detector, degraded: Tensor) -> Tensor:
-    """As in restoring, if the crops' sides are multiples of what that needs; else at one scale.
+    """At both scales, as in restoring, if the crops' sides allow; else at one scale.
 
     So are the published detector's, which brings photos to the scale of the crops.
     """
-    if isinstance(detector, ScratchDetector) and degraded.shape[-1] % detector.config.align_px == 0:
+    if isinstance(detector, ScratchDetector) and _sees_two_scales(detector, degraded):
         return detector.at_two_scales(degraded)
     logits: Tensor = detector(degraded)
     return logits
+
+
+def _sees_two_scales(detector: ScratchDetector, degraded: Tensor) -> bool:
+    """Whether the crops' sides are multiples of what the detector needs to see them at both."""
+    return degraded.shape[-1] % detector.config.align_px == 0
 
 
 def score_mixes(detector: Detector, batch: Batch, scores: Sequence[DetectionScores]) -> None:

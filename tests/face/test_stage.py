@@ -300,9 +300,7 @@ def test_face_weights_are_read_strictly(face_weights: Path, weights: Path, tmp_p
     assert FaceNetwork.load(other, cpu).side_px == 384
     for side in (101, -256, 256.0, "256", 1 << 20):
         write_checkpoint(other, tensors, {**layout, "face_side_px": side}, {})
-        with pytest.raises(
-            ValueError, match=r"face_side_px: expected a multiple of \d+ up"
-        ):
+        with pytest.raises(ValueError, match=r"face_side_px: expected a multiple of \d+ up"):
             FaceNetwork.load(other, cpu)
     write_checkpoint(other, {**tensors, "vae.x": torch.zeros(1)}, layout, {})
     with pytest.raises(ValueError, match="unknown key vae"):

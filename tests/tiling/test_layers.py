@@ -7,18 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from oldrestore.config import PaperConfig
 from oldrestore.fill import paint_white
 from oldrestore.mapping import VARIANTS, PaperMappingConfig
-from oldrestore.mask import PaperDetector, PaperDetectorConfig
+from oldrestore.mask import PaperDetectorConfig
 from oldrestore.ops import instance_norm_act
 from oldrestore.pipeline import Restorer
 from oldrestore.tiling import layers, plan
-from oldrestore.tiling.rows import Ledger, Rows
 from oldrestore.tiling.scratch import Store, StoredMap
-from oldrestore.tiling.through import detected
 from oldrestore.tiling.windows import ArrayWindows
 from oldrestore.vae import PaperVAEConfig
 
@@ -160,27 +157,6 @@ def test_maps_beyond_the_allowance_go_to_files() -> None:
     assert third.is_in_memory
     store.free(second)
     store.free(third)
-
-
-@pytest.mark.parametrize("size", [(300, 420), (70, 64)])
-def test_the_published_detector_sees_the_same_small_photo(size: tuple[int, int]) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        detector = PaperDetector(PaperDetectorConfig(4, 2)).eval()
-    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-    def make(top: int, bottom: int) -> torch.Tensor:
-        return image[:, :, top:bottom].clone()
-
-    with torch.inference_mode():
-        source, ahead = (Rows(*size, make, band=32, ledger=Ledger()) for _ in range(2))
-        rows = detected(detector, source, ahead, lambda some: some, torch.float32)
-        cursor = rows.cursor()
-        found = torch.cat(
-            [cursor.window(top, min(size[0], top + 40)) for top in range(0, size[0], 40)], dim=2
-        )
-        assert (found - detector.probability(image)).abs().max() < 1e-5
-    assert F.avg_pool2d(found, 8).std() > 0
 
 
 def test_what_transformed_weights_take_is_counted() -> None:
