@@ -138,6 +138,7 @@ def mapping(
     vae_old: Path | None = None,
     vae_clean: Path | None = None,
     textures: Path | None = None,
+    old: list[Path] | None = None,
     detector: Path | None = None,
     backbone: Path | None = None,
     flags: Any = None,
@@ -150,6 +151,7 @@ def mapping(
         vae_old: run folder of the old domain's VAE, or a weights file; else that of --init-from.
         vae_clean: the same for the clean domain.
         textures: folder of damage textures (grey pictures, white = damage).
+        old: folders of real old photos, for --latent-adversary and --real-reconstruction.
         detector: weights file with the detector of --detected-share.
         backbone: weights of VGG-19 or MobileNetV2 for the perceptual loss.
     """
@@ -162,6 +164,7 @@ def mapping(
             vae_old=vae_old,
             vae_clean=vae_clean,
             textures=textures,
+            old=old or [],
             detector=detector,
             backbone=backbone,
             init_from=common.init_from,

@@ -149,6 +149,10 @@ class MappingSettings(LoopSettings):
     plain_latent: weight of the latents' L1 as it is, the published form.
     lsgan, feature_matching, perceptual: weights of the adversarial loss, of the discriminator's
         features and of an ImageNet network's.
+    latent_adversary: weight of the adversary that tells real from synthetic old photos' latents,
+        which else come apart again while the old encoder is trained on synthetic pairs.
+    real_reconstruction: weight of the L1 of real old photos through the old photos' VAE, or the
+        adversary could be pleased by latents that say little of them.
     mask_dilation_px: masks are grown by 0 up to this, as a detector's mask is never exact.
     detected_share: share of the samples that come with the mask that a detector finds, as in
         restoring: what it misses, the networks then learn to mend without being shown where.
@@ -171,6 +175,8 @@ class MappingSettings(LoopSettings):
     lsgan: float = 0.0
     feature_matching: float = 0.0
     perceptual: float = 0.0
+    latent_adversary: float = 0.0
+    real_reconstruction: float = 0.0
     mask_dilation_px: int = 3
     detected_share: float = 0.0
     use_nonlocal: bool = True
@@ -183,6 +189,11 @@ class MappingSettings(LoopSettings):
             raise ValueError(
                 f"latent, plain_latent: trained {END_TO_END} there are no latents to compare with; "
                 "set both to 0"
+            )
+        if self.trains != "all" and (self.latent_adversary or self.real_reconstruction):
+            raise ValueError(
+                "latent_adversary, real_reconstruction: they train the old encoder beside the "
+                f"mapping: expected trains 'all', got {self.trains!r}; or set both to 0"
             )
         if not 0 <= self.detected_share <= 1:
             raise ValueError(f"detected_share: expected 0 to 1, got {self.detected_share}")

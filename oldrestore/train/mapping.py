@@ -7,32 +7,28 @@ them filled; the published quality variant sees no mask at all.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oldrestore.degradation import (
-    DegradationSettings,
-    TextureSet,
-    degrade,
-    sample_degradation,
-)
 from oldrestore.fill import fill_holes, paint_white
 from oldrestore.mapping import MappingNetwork, PaperMappingNetwork, make_mapping
 from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
 from oldrestore.train.config import END_TO_END, MappingSettings
-from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
+from oldrestore.train.data import Batch
 from oldrestore.train.finder import Finder
 from oldrestore.train.loop import Player, Stage
+from oldrestore.train.pairs import pairs
 from oldrestore.train.players import (
     Adversary,
     adversary_player,
+    align_latents,
     image_adversary,
+    latent_adversary,
     perceptual_backbone,
 )
 from oldrestore.train.state import Source, kind_of, read_source
@@ -40,33 +36,16 @@ from oldrestore.vae import VAE
 
 Translator = MappingNetwork | PaperMappingNetwork
 AT_ONCE = 4  # held-out crops: validation shall not need more memory than a step of a small batch
-LOSSES = ("pixel", "latent", "plain_latent", "lsgan", "feature_matching", "perceptual")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Synthetic pairs: a damaged crop, its mask, and what it shall become."""
-
-    clean: PhotoFolders
-    degradation: DegradationSettings
-    textures: TextureSet | None
-    settings: MappingSettings
-    mask_dilation_px: int
-
-    def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:  # noqa: ARG002
-        scale = self.settings.smallest_scale
-        clean = crop(self.clean.pick(rng), crop_px, rng, smallest_scale=scale)
-        damage = sample_degradation(
-            rng, crop_px, crop_px, settings=self.degradation, textures=self.textures
-        )
-        pair = degrade(clean, damage, self.textures)
-        grown = int(rng.integers(self.mask_dilation_px + 1))
-        mask = F.max_pool2d(pair.mask, 2 * grown + 1, 1, grown) if grown else pair.mask
-        drawn = {"degraded": pair.image, "mask": mask, "target": pair.target}
-        if self.settings.detected_share:
-            is_detected = rng.random() < self.settings.detected_share
-            drawn["is_detected"] = torch.tensor(bool(is_detected))
-        return drawn
+LOSSES = (
+    "pixel",
+    "latent",
+    "plain_latent",
+    "lsgan",
+    "feature_matching",
+    "perceptual",
+    "latent_adversary",
+    "real_reconstruction",
+)
 
 
 def shown(mapping: Translator, degraded: Tensor, mask: Tensor) -> Tensor:
@@ -89,6 +68,7 @@ class Translation(nn.Module):
         settings: MappingSettings,
         backbone: Backbone | None,
         critic: Adversary | None,
+        latent_critic: Adversary | None,
         finder: Finder | None,
     ) -> None:
         super().__init__()
@@ -97,11 +77,11 @@ class Translation(nn.Module):
         self.vae_clean = vae_clean
         self.settings = settings
         # in a tuple: what only judges is no part of this player
-        self._judges = (backbone, critic, finder)
+        self._judges = (backbone, critic, latent_critic, finder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         settings = self.settings
-        backbone, critic, finder = self._judges
+        backbone, critic, latent_critic, finder = self._judges
         degraded, target = batch["degraded"], batch["target"]
         mask = _mask(batch, finder)
         given = shown(self.mapping, degraded, mask)
@@ -128,6 +108,20 @@ class Translation(nn.Module):
                 lsgan=settings.lsgan,
                 feature_matching=settings.feature_matching,
             )
+        if "real" in batch:
+            found |= self._of_real_photos(batch, latent_critic)
+        return found
+
+    def _of_real_photos(self, batch: Batch, critic: Adversary | None) -> dict[str, Tensor]:
+        """What holds the old encoder to eq. 1 and 2 while it is trained for synthetic pairs."""
+        real, found = self.vae_old.encode(batch["real"]), {}
+        if self.settings.real_reconstruction:
+            restored = self.vae_old.decode(real)
+            found["real_reconstruction"] = (restored - batch["real"]).abs().mean()
+        if critic is not None:
+            with torch.no_grad():  # with its holes, as the real ones are
+                synthetic = self.vae_old.encode(batch["degraded"])
+            found["latent_adversary"] = align_latents(critic, real, synthetic)
         return found
 
 
@@ -149,6 +143,7 @@ def make_stage(
     vae_old: Path | None = None,
     vae_clean: Path | None = None,
     textures: Path | None = None,
+    old: Sequence[Path] = (),
     detector: Path | None = None,
     backbone: Path | None = None,
     init_from: Path | None = None,
@@ -157,6 +152,8 @@ def make_stage(
 
     Args:
         clean: folders of clean photos.
+        old: folders of real old photos, of which latents are kept among those of synthetic ones;
+            needed if, and only if, such a loss is on.
         vae_old, vae_clean: run folders of the stages before, or weights files; may be left out if
             ``init_from`` is given. Trained end to end, there are none.
         textures: a folder of damage textures.
@@ -171,7 +168,7 @@ def make_stage(
     torch.manual_seed(settings.seed)
     networks = _networks(settings, vae_old, vae_clean, init_from)
     judge = perceptual_backbone(backbone, settings.perceptual)
-    pieces = TextureSet.from_folder(textures) if textures is not None else None
+    drawn = functools.partial(pairs, settings, clean=clean, old=old, textures=textures)
     finder = _finder(settings, detector)
 
     vae = networks["vae_old"]
@@ -182,8 +179,8 @@ def make_stage(
         config={"preset": kind, "vae": asdict(vae.config), "mapping": asdict(settings.network)},
         networks=networks,
         players=_players(settings, networks, judge, finder),
-        samples=_pairs(settings, clean, pieces, held_out=False),
-        validation=_pairs(settings, clean, pieces, held_out=True),
+        samples=drawn(held_out=False),
+        validation=drawn(held_out=True),
         validate=functools.partial(_validate, finder=finder),
         sheet=_sheet,
         columns=4,
@@ -207,24 +204,6 @@ def _finder(settings: MappingSettings, detector: Path | None) -> Finder | None:
     return Finder(detector)
 
 
-def _pairs(
-    settings: MappingSettings,
-    clean: Sequence[Path],
-    textures: TextureSet | None,
-    *,
-    held_out: bool,
-) -> Pairs:
-    """Pairs to train on; held out, damaged and not faded ones: tone would hide the rest."""
-    smallest = smallest_px(settings, held_out=held_out)
-    photos = PhotoFolders(clean, held_out=held_out, smallest_px=smallest)
-    damage, grown = settings.degradation, settings.mask_dilation_px
-    if held_out:  # with no more large holes than in evaluation
-        holes = float(damage.p_structured > 0)
-        damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes, p_large=0.0)
-        grown = 0
-    return Pairs(photos, damage, textures, settings, grown)
-
-
 def _players(
     settings: MappingSettings,
     networks: nn.ModuleDict,
@@ -241,9 +220,13 @@ def _players(
     if settings.trains != "mapping":  # what restoring uses: old encoder, mapping, clean decoder
         old.encoder.requires_grad_(True)
         new.decoder.requires_grad_(True)
-    critic = None
+    critic = latent_critic = None
     if settings.lsgan or settings.feature_matching:
         critic = image_adversary(settings.adversary, 6)
+    if settings.latent_adversary:
+        latent_critic = latent_adversary(settings.adversary, settings.network.latent_channels)
+    if settings.real_reconstruction:
+        old.decoder.requires_grad_(True)
     generator = Translation(
         old,
         mapping,
@@ -251,12 +234,14 @@ def _players(
         settings=settings,
         backbone=judge,
         critic=critic,
+        latent_critic=latent_critic,
         finder=finder,
     )
     weights = {name: getattr(settings, name) for name in LOSSES}
     players = {"mapping": Player(generator, weights, settings.lr)}
-    if critic is not None:
-        players[critic.name] = adversary_player(critic, settings.adversary.lr)
+    for adversary in (critic, latent_critic):
+        if adversary is not None:
+            players[adversary.name] = adversary_player(adversary, settings.adversary.lr)
     return players
 
 
@@ -272,7 +257,7 @@ def _networks(
     # what the losses leave unused may be missing: a weights file need not hold it
     is_encoded = settings.latent > 0 or settings.plain_latent > 0
     unused = {
-        "vae_old": ("decoder", "to_logvar"),
+        "vae_old": ("to_logvar",) if settings.real_reconstruction else ("decoder", "to_logvar"),
         "vae_clean": ("to_logvar",) if is_encoded else ("encoder", "to_logvar"),
     }
     networks = nn.ModuleDict()

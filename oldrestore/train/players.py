@@ -77,6 +77,21 @@ def image_adversary(settings: AdversarySettings, channels_in: int) -> Adversary:
     )
 
 
+def latent_adversary(settings: AdversarySettings, channels: int) -> Adversary:
+    """The discriminator that tells latents of real old photos from those of synthetic ones."""
+    return Adversary(
+        "latent_discriminator", MultiscaleDiscriminator(channels, settings.channels, 1)
+    )
+
+
+def align_latents(critic: Adversary, real: Tensor, synthetic: Tensor) -> Tensor:
+    """The encoder's loss against it (Wan et al., eq. 2).
+
+    One-sided: latents of synthetic photos are the goal, only those of real ones are moved.
+    """
+    return critic.deceive(real, synthetic, lsgan=1.0, feature_matching=0.0)["lsgan"]
+
+
 def adversary_player(adversary: Adversary, lr: float) -> Player:
     """The discriminator's player."""
     return Player(adversary, {adversary.name: 1.0}, lr)

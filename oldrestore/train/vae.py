@@ -19,12 +19,13 @@ from oldrestore.perceptual import Backbone
 from oldrestore.train import losses
 from oldrestore.train.config import VAESettings
 from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
-from oldrestore.train.discriminators import MultiscaleDiscriminator
 from oldrestore.train.loop import Player, Stage, noise_like
 from oldrestore.train.players import (
     Adversary,
     adversary_player,
+    align_latents,
     image_adversary,
+    latent_adversary,
     perceptual_backbone,
 )
 from oldrestore.train.state import kind_of, read_source
@@ -112,9 +113,7 @@ class Autoencoding(nn.Module):
             )
         if latent_critic is not None:
             real, synthetic = mean[batch["is_real"]], mean[~batch["is_real"]]
-            # one-sided: latents of synthetic photos are the goal, only those of real ones are moved
-            pushed = latent_critic.deceive(real, synthetic, lsgan=1.0, feature_matching=0.0)
-            found["latent_adversary"] = pushed["lsgan"]
+            found["latent_adversary"] = align_latents(latent_critic, real, synthetic)
         return found
 
 
@@ -179,9 +178,7 @@ def _players(settings: VAESettings, vae: VAE, judge: Backbone | None) -> dict[st
     if settings.lsgan or settings.feature_matching:
         image_critic = image_adversary(settings.adversary, 3)
     if settings.domain == "old" and settings.latent_adversary:
-        channels = settings.network.latent_channels
-        discriminator = MultiscaleDiscriminator(channels, settings.adversary.channels, 1)
-        latent_critic = Adversary("latent_discriminator", discriminator)
+        latent_critic = latent_adversary(settings.adversary, settings.network.latent_channels)
     generator = Autoencoding(vae, settings, judge, image_critic, latent_critic)
     weights = {name: getattr(settings, name) for name in LOSSES}
     players = {"vae": Player(generator, weights, settings.lr)}

@@ -19,6 +19,7 @@ from oldrestore.train.config import (
     ToneSettings,
     VAESettings,
 )
+from oldrestore.train.data import Batch, fixed_batch
 from oldrestore.train.finder import Finder
 from oldrestore.train.loop import Stage, Trainer
 from oldrestore.train.presets import preset
@@ -230,6 +231,67 @@ def test_what_a_mapping_needs_besides_is_named(
         replace(plain, detected_share=2)
     with pytest.raises(ValueError, match="expected a weights file of compact"):
         Finder(runs / "old")
+
+
+def test_real_photos_hold_the_old_encoder(
+    old_vae: object, runs: Path, clean_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(
+        preset(MappingSettings, "tiny"),
+        trains="all",
+        latent_adversary=0.1,
+        real_reconstruction=1.0,
+        steps=4,
+    )
+    stage = mapping.make_stage(
+        settings,
+        clean=[clean_folder],
+        old=[old_folder],
+        vae_old=runs / "old",
+        vae_clean=runs / "clean",
+    )
+    assert set(stage.players) == {"mapping", "latent_discriminator"}
+    module, old = stage.players["mapping"].module, stage.networks["vae_old"]
+
+    def gradients(name: str, batch: Batch) -> dict[str, float]:
+        stage.networks.zero_grad()
+        module(batch)[name].backward()
+        sums: dict[str, float] = {}
+        for key, value in old.named_parameters():
+            part = key.split(".")[0]
+            sums[part] = sums.get(part, 0.0) + float(
+                0 if value.grad is None else value.grad.abs().sum()
+            )
+        return sums
+
+    batch = fixed_batch(stage.samples, 2, settings.crop_px)
+    pushed = gradients("latent_adversary", batch)
+    assert pushed["encoder"] > 0
+    assert pushed["decoder"] == 0
+    shown_again = gradients("real_reconstruction", batch)
+    assert shown_again["encoder"] > 0
+    assert shown_again["decoder"] > 0
+    # what is synthetic is the goal, and is not moved
+    other = batch | {"degraded": batch["degraded"].flip(-1)}
+    assert gradients("latent_adversary", other) == pushed
+
+    _train(stage, replace(settings, log_every=2), tmp_path)
+    logged = (tmp_path / "metrics.jsonl").read_text()
+    for name in ("latent_adversary", "real_reconstruction", "latent_discriminator"):
+        assert name in logged
+
+
+def test_real_photos_without_a_loss_are_refused_and_the_other_way_round(
+    old_vae: object, runs: Path, clean_folder: Path, old_folder: Path
+) -> None:
+    plain = replace(preset(MappingSettings, "tiny"), trains="all")
+    folders = {"clean": [clean_folder], "vae_old": runs / "old", "vae_clean": runs / "clean"}
+    with pytest.raises(ValueError, match="old: no loss is about real old photos"):
+        mapping.make_stage(plain, old=[old_folder], **folders)
+    with pytest.raises(ValueError, match="old: latent_adversary and real_reconstruction are about"):
+        mapping.make_stage(replace(plain, latent_adversary=0.1), **folders)
+    with pytest.raises(ValueError, match="expected trains 'all', got 'mapping'"):
+        replace(plain, trains="mapping", real_reconstruction=1.0)
 
 
 def test_a_frozen_mapping_stage_leaves_both_vaes_alone(
