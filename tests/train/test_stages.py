@@ -155,9 +155,15 @@ def test_the_stages_together_restore(
     restored = restorer.restore(photo)
     assert isinstance(restored.image, np.ndarray)
     assert restored.image.shape == photo.shape
-    assert not np.array_equal(restored.image, photo)
     (share,) = restored.denoise
     assert 0 <= share <= 1
+    hole = np.zeros((70, 90), np.uint8)
+    hole[20:30, 20:60] = 1
+    mended = restorer.restore(photo, mask=hole, denoise=0.5).image
+    assert isinstance(mended, np.ndarray)
+    changed = (mended != photo).any(axis=2)
+    assert changed[hole > 0].mean() > 0.9
+    assert changed[hole == 0].any()
     assert checkpoint.about["denoise_steps"] == preset(DenoiseSettings, "tiny").steps
 
 
