@@ -62,21 +62,29 @@ def detected(
         image = cell_by_cell([some], lambda rows: image_of(rows).to(dtype))
         return extended(image, detector.config.align_px)
 
-    def mirrored() -> Rows:
-        return cell_by_cell([ready(again())], lambda image: image.flip(-1))
+    def mirrored(some: Rows) -> Rows:
+        return cell_by_cell([ready(some)], lambda image: image.flip(-1))
 
-    of_mirrored = _kept(_at_two_scales(detector, mirrored(), mirrored()), scratch)
-    logits = _at_two_scales(detector, ready(again()), ready(pixels))
+    of_mirrored = _kept(_at_two_scales(detector, again(), again(), mirrored), scratch)
+    logits = _at_two_scales(detector, again(), pixels, ready)
     probability = cell_by_cell([logits, of_mirrored], lambda *both: steady_sigmoid(agreed(*both)))
     return cropped(probability, pixels.height, pixels.width)
 
 
-def _at_two_scales(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
-    """``detector.at_two_scales`` of a map that is given twice, as to ``logits_of``."""
-    small, small_ahead = (cell_by_cell([some], halved, scale=0.5) for some in (image, ahead))
-    coarse = cell_by_cell([logits_of(detector, small_ahead, small)], doubled, scale=2)
-    wide = neighbourhood(coarse, smoothed, 1, padding="replicate")
-    return cell_by_cell([wide, logits_of(detector, image, image)], joined)
+def _at_two_scales(
+    detector: ScratchDetector, ahead: Rows, pixels: Rows, view: Callable[[Rows], Rows]
+) -> Rows:
+    """``detector.at_two_scales`` of a ``view`` of a map that is given twice, as to ``logits_of``.
+
+    Every user has a view of its own: rows wait for the slowest as compact as they came.
+    """
+
+    def small(some: Rows) -> Rows:
+        return cell_by_cell([view(some)], halved, scale=0.5)
+
+    coarse = logits_of(detector, small(ahead), small(pixels))
+    wide = neighbourhood(cell_by_cell([coarse], doubled, scale=2), smoothed, 1, padding="replicate")
+    return cell_by_cell([wide, logits_of(detector, view(pixels), view(pixels))], joined)
 
 
 def _kept(logits: Rows, scratch: str | None) -> Rows:
