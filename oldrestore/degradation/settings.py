@@ -32,6 +32,8 @@ class DegradationSettings:
     film_coverage: least and greatest share of pixels that it covers.
     p_large: the structured damage, if not a film's, has a large hole, crack or tear in it.
     large_width_px: least and greatest width of that.
+    p_blotches: the structured damage, if not a film's, has round, mostly black blotches in it.
+    blotch_width_px: least and greatest width of those.
     """
 
     p_undamaged: float = 0.12
@@ -56,6 +58,8 @@ class DegradationSettings:
     film_coverage: Range = (0.001, 0.01)
     p_large: float = 0.0
     large_width_px: Range = (10.0, 60.0)
+    p_blotches: float = 0.0
+    blotch_width_px: Range = (4.0, 40.0)
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
@@ -70,7 +74,7 @@ class DegradationSettings:
                     f"{name}: expected a range within [0, 1], got {getattr(self, name)}"
                 )
 
-        for name in ("film_coverage", "large_width_px"):
+        for name in ("film_coverage", "large_width_px", "blotch_width_px"):
             if not getattr(self, name)[0] > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
 

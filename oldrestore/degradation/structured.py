@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from oldrestore.degradation.blending import Layer
+from oldrestore.degradation.blotches import sample_blotches
 from oldrestore.degradation.edges import (
     MissingCorner,
     Tear,
@@ -133,6 +134,10 @@ def sample_structured(
     large: list[StructuredStep] = []
     if settings.p_large and sheet.chance(settings.p_large):
         large += sample_large(sheet, settings.large_width_px)
+        if sheet.chance(0.5):
+            return tuple(large)
+    if settings.p_blotches and sheet.chance(settings.p_blotches):
+        large += sample_blotches(sheet, settings.blotch_width_px)
         if sheet.chance(0.5):
             return tuple(large)
     share = settings.coverage_median * math.exp(float(rng.standard_normal()))

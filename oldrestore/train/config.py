@@ -230,6 +230,7 @@ class MaskSettings(LoopSettings):
             p_texture=0.5,
             p_film=0.35,
             p_large=0.15,
+            p_blotches=0.15,
         )
     )
     smallest_scale: float = 0.25

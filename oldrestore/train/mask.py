@@ -212,7 +212,7 @@ def held_out_crops(
     photos = PhotoFolders(clean, held_out=True, smallest_px=smallest)
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
     film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
-    mixes = (replace(settings.degradation, p_film=0.0, p_large=0.0), film)
+    mixes = (replace(settings.degradation, p_film=0.0, p_large=0.0, p_blotches=0.0), film)
     plain = replace(settings, native_share=1.0, distractor_share=0.0, candidates=1)
     return LabelledDamage(photos, None, plain, mixes, pieces)
 

@@ -1,4 +1,4 @@
-"""Damage that training draws besides: a film's, and large holes."""
+"""Damage that training draws besides: a film's, large holes, and blotches."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oldrestore.degradation import DegradationSettings, TextureSet, degrade, sample_degradation
 from oldrestore.degradation.edges import MissingCorner, Tear
 from oldrestore.degradation.folds import Crack
-from oldrestore.degradation.holes import Hole
+from oldrestore.degradation.holes import Hole, Spot
 from oldrestore.degradation.scratches import Dust, Hair, Scratch
 from oldrestore.degradation.textures import FilmFrame, Sticker
 
@@ -29,6 +29,7 @@ ONLY_STRUCTURED = DegradationSettings(
 )
 FILM = replace(ONLY_STRUCTURED, p_film=1.0)
 LARGE = replace(ONLY_STRUCTURED, p_large=1.0)
+BLOTCHES = replace(ONLY_STRUCTURED, p_blotches=1.0)
 
 
 def masks(
@@ -101,8 +102,30 @@ def test_large_damage_is_of_every_kind() -> None:
     assert {Hole, Tear, MissingCorner} <= kinds
 
 
+def test_blotches_are_round_and_mostly_black() -> None:
+    spots, darker = [], 0
+    for index in range(60):
+        drawn = sample_degradation(np.random.default_rng(index), 128, 128, settings=BLOTCHES)
+        damaged = [step for step in drawn.steps if isinstance(step, Spot)]
+        assert damaged
+        spots += damaged
+        pair = degrade(torch.zeros(3, 128, 128), drawn)
+        darker += float((pair.image * pair.mask).sum()) < 0
+    low, high = BLOTCHES.blotch_width_px
+    widths = [2 * spot.radius_px for spot in spots]
+    assert low <= np.quantile(widths, 0.05) < 2 * low
+    assert high / 2 < max(widths) <= high
+    assert 0.5 < darker / 60 < 0.9
+
+
 @pytest.mark.parametrize(
-    "change", [{"film_coverage": (0.0, 0.1)}, {"film_coverage": (0.5, 1.1)}, {"p_large": 2.0}]
+    "change",
+    [
+        {"film_coverage": (0.0, 0.1)},
+        {"film_coverage": (0.5, 1.1)},
+        {"p_large": 2.0},
+        {"blotch_width_px": (0.0, 9.0)},
+    ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):

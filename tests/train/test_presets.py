@@ -158,6 +158,7 @@ def test_presets_of_ours_are_as_they_were() -> None:
         p_grey=0.5,
         p_film=0.35,
         p_large=0.15,
+        p_blotches=0.15,
         p_texture=0.5,
         p_impulses=0,
     )
