@@ -49,9 +49,14 @@ class StoredMap:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by ``free``)
         try:
             _reserve(self._file.fileno(), self.nbytes)
-        except OSError:
+        except OSError as error:
             self._file.close()
-            raise
+            where = folder or tempfile.gettempdir()
+            raise OSError(
+                error.errno,
+                f"no room for a scratch file of {self.nbytes} bytes in {where} ({error.strerror}): "
+                "make room there, or set TMPDIR to another folder",
+            ) from error
 
     def put(self, top: int, rows: Tensor) -> None:
         """Keep rows (1, C, h, W) from ``top`` on."""
