@@ -299,10 +299,10 @@ def face(
 def release(
     output: Path,
     *,
-    mapping: Path,
-    mask: Path | None = None,
-    tone: Path | None = None,
-    denoise: Path | None = None,
+    mapping: list[Path],
+    mask: list[Path] | None = None,
+    tone: list[Path] | None = None,
+    denoise: list[Path] | None = None,
     about: Path | None = None,
     defaults: Any = None,
 ) -> None:
@@ -314,7 +314,8 @@ def release(
         mask: run folder of the detector, or a weights file with one; the published may go without.
         tone: run folder of the tone head, or a weights file with one; published networks have none.
         denoise: the same of the head that says how much of the change a photo needs; may be left
-            out.
+            out. Of several of one kind, trained on from one start, the mean of the weights is
+            written, which is often better than either.
         about: JSON file of facts to store: data and licences, scores.
         defaults: of `restore` with these weights.
     """

@@ -1,10 +1,11 @@
 """From finished runs to the one file that `oldrestore.restore` reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from oldrestore.checkpoint import write_checkpoint
@@ -22,10 +23,10 @@ _MAPPING_PARTS = {
 def write_release(
     output: Path,
     *,
-    mapping: Path,
-    mask: Path | None = None,
-    tone: Path | None = None,
-    denoise: Path | None = None,
+    mapping: Path | Sequence[Path],
+    mask: Path | Sequence[Path] | None = None,
+    tone: Path | Sequence[Path] | None = None,
+    denoise: Path | Sequence[Path] | None = None,
     about: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
@@ -39,14 +40,20 @@ def write_release(
         mapping, mask, tone: run folders, or weights files that hold the network. `compact` needs
             all three; `paper` has no tone head, and may go without a detector.
         denoise: likewise; `compact` may go without, and then takes one share for all photos.
+            Of several of any kind, all from one start, the mean of the weights is written.
         about: facts to store with it; the steps of the runs are added.
         defaults: of `restore`, by name, where they differ from the preset's.
 
     Raises:
-        ValueError: a run is missing, holds no state, or is of another preset.
+        ValueError: a run is missing, holds no state, or is of another preset; or several are to be
+            one and do not fit.
     """
     folders = {"mapping": mapping, "mask": mask, "tone": tone, "denoise": denoise}
-    sources = {n: read_source(path) for n, path in folders.items() if path is not None}
+    sources = {
+        name: _mean(name, [paths] if isinstance(paths, Path) else paths)
+        for name, paths in folders.items()
+        if paths is not None
+    }
     kind = _kind(sources)
     tensors: dict[str, Tensor] = {}
     for name, source in sources.items():
@@ -58,6 +65,28 @@ def write_release(
     checked = restorer_config(config, "config")
     steps = {f"{name}_steps": s.steps for name, s in sources.items() if s.steps is not None}
     write_checkpoint(output, tensors, asdict(checked), {**about, **steps}, half=kind == "compact")
+
+
+def _mean(name: str, paths: Sequence[Path]) -> Source:
+    """The mean of networks of one layout (Wortsman et al., Model soups, ICML 2022)."""
+    first, *others = sources = [read_source(path) for path in paths]
+    if not others:
+        return first
+    parts = _MAPPING_PARTS[first.kind] if name == "mapping" else (f"{name}.",)
+    keys = {key for key in first.tensors if key.startswith(parts)}
+    for other in others:
+        same = other.kind == first.kind and other.config.get(name) == first.config.get(name)
+        if not same or {key for key in other.tensors if key.startswith(parts)} != keys:
+            raise ValueError(
+                f"{name}: {other.path} does not fit {first.path}: expected networks of one layout, "
+                "for their mean"
+            )
+    tensors = {
+        key: torch.stack([source.tensors[key].double() for source in sources]).mean(0).to(value)
+        for key, value in first.tensors.items()
+        if key in keys
+    }
+    return replace(first, tensors=tensors, steps=None)
 
 
 def write_face_release(output: Path, *, face: Path, about: Mapping[str, Any]) -> None:

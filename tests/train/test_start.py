@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import oldrestore
-from oldrestore.checkpoint import read_checkpoint
+from oldrestore.checkpoint import read_checkpoint, write_checkpoint
 from oldrestore.fill import paint_white
 from oldrestore.mapping import PaperMappingConfig
 from oldrestore.mask import PaperDetector
@@ -128,6 +128,30 @@ def test_a_published_mapping_is_released_without_a_detector(
     # three times 3x3, as the published script; what is not given is the preset's
     assert (config.defaults.threshold, config.defaults.dilation_px) == (0.3, 3)
     assert config.defaults.tone_strength == 0
+
+
+def test_of_several_networks_their_mean_is_released(weights: Path, tmp_path: Path) -> None:
+    there = read_checkpoint(weights)
+    moved = {key: value + 0.5 for key, value in there.tensors.items()}
+    write_checkpoint(tmp_path / "moved.safetensors", moved, there.config, {})
+    output = tmp_path / "out.safetensors"
+    pair = [weights, tmp_path / "moved.safetensors"]
+    write_release(output, mapping=weights, mask=pair[::-1], tone=pair, about={})
+    found = read_checkpoint(output).tensors
+    for key, value in found.items():
+        added = 0.25 if key.startswith(("mask.", "tone.")) else 0.0
+        expected = (there.tensors[key].float() + added).half()
+        assert (value - expected).abs().max() <= 2.0**-10 * expected.abs().max()
+
+
+def test_networks_of_other_layouts_have_no_mean(weights: Path, tmp_path: Path) -> None:
+    there = read_checkpoint(weights)
+    other = json.loads(json.dumps(there.config))
+    other["tone"]["quantiles"] = [0.0, 1.0]
+    write_checkpoint(tmp_path / "other.safetensors", there.tensors, other, {})
+    pair = [weights, tmp_path / "other.safetensors"]
+    with pytest.raises(ValueError, match=r"tone: .*other.safetensors does not fit .*tiny"):
+        write_release(tmp_path / "out", mapping=weights, mask=weights, tone=pair, about={})
 
 
 def test_a_release_does_not_mix_presets(
