@@ -60,7 +60,8 @@ class StoredMap:
 
     def put(self, top: int, rows: Tensor) -> None:
         """Keep rows (1, C, h, W) from ``top`` on."""
-        self._window(top, top + rows.shape[2])[...] = rows[0].permute(1, 0, 2).cpu().numpy()
+        values = rows[0].permute(1, 0, 2).float()  # NumPy knows no bfloat16
+        self._window(top, top + rows.shape[2])[...] = values.cpu().numpy()
 
     def get(self, top: int, bottom: int) -> Tensor:
         """A copy of rows [top, bottom), contiguous (1, C, h, W)."""

@@ -148,6 +148,16 @@ def test_a_stored_map_gives_back_what_was_put(in_memory: bool, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stored_map_takes_every_float() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        stored = StoredMap(2, 4, 5, in_memory=False, folder=None, dtype=np.float16)
+        rows = torch.arange(40).view(1, 2, 4, 5).to(dtype)
+        stored.put(0, rows)
+        assert stored.get(0, 4).dtype == torch.float16
+        assert torch.equal(stored.get(0, 4).to(dtype), rows)
+        stored.free()
+
+
 def test_maps_beyond_the_allowance_go_to_files() -> None:
     store = Store(3 * 4 * 100, None)
     first, second = store.new(3, 10, 10), store.new(1, 1, 1)
