@@ -212,6 +212,9 @@ class MaskSettings(LoopSettings):
     own_damage: probability above which the detector that a run starts from (``init_from``) is
         believed about the own damage of a real old photo, which then teaches nothing.
     distractor_share: share of the samples with something drawn in that is no damage.
+    turned_share: share of the samples that are turned by quarters and mirrored at random.
+    varied_share: share of those of clean photos that are negatives, double exposures or in another
+        tone, or some of that.
     cross_entropy: weight of the binary cross-entropy.
     positive_weight: how many times a damaged pixel counts in ``cross_entropy``.
     focal: weight of the focal loss.
@@ -239,6 +242,8 @@ class MaskSettings(LoopSettings):
     old_share: float = 0.15
     own_damage: float = 0.2
     distractor_share: float = 0.12
+    turned_share: float = 0.5
+    varied_share: float = 0.4
     cross_entropy: float = 1.0
     positive_weight: float = 1.0
     focal: float = 0.0

@@ -32,6 +32,7 @@ from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
 from oldrestore.train.distractors import add_distractor
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.state import kind_of, read_source
+from oldrestore.train.variety import turned, varied
 
 Detector = ScratchDetector | PaperDetector
 HELD_OUT_TEXTURES = 0.15  # share of the textures kept for validation
@@ -76,6 +77,11 @@ class LabelledDamage:
             for _ in range(rng.integers(1, self.settings.candidates + 1))
         ]
         ground = max(grounds, key=_detail)
+        if rng.random() < self.settings.turned_share:
+            ground = turned(ground, rng)
+        if not is_old and rng.random() < self.settings.varied_share:
+            another = crop(photos.pick(rng), crop_px, rng, smallest_scale=scale)
+            ground = varied(ground, another, rng)
         if rng.random() < self.settings.distractor_share:
             ground = add_distractor(ground, rng)
         drawn = sample_degradation(rng, crop_px, crop_px, settings=damage, textures=self.textures)
@@ -213,7 +219,14 @@ def held_out_crops(
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
     film = replace(settings.degradation, p_film=1.0, film_coverage=FILM_COVERAGE)
     mixes = (replace(settings.degradation, p_film=0.0, p_large=0.0, p_blotches=0.0), film)
-    plain = replace(settings, native_share=1.0, distractor_share=0.0, candidates=1)
+    plain = replace(
+        settings,
+        native_share=1.0,
+        distractor_share=0.0,
+        turned_share=0.0,
+        varied_share=0.0,
+        candidates=1,
+    )
     return LabelledDamage(photos, None, plain, mixes, pieces)
 
 

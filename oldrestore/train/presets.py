@@ -176,6 +176,8 @@ _PAPER_MASK: Changes = {
     "batch": 16,
     "steps": 50_000,
     "candidates": 1,
+    "turned_share": 0.0,
+    "varied_share": 0.0,
     "cross_entropy": 1.0,
     "positive_weight": 5.0,
     "focal": 1.0,
