@@ -1,5 +1,6 @@
 """Pairs from a folder: complete, replayable, and clear about what could not be done."""
 
+import contextlib
 import json
 import resource
 from collections.abc import Iterator
@@ -129,23 +130,27 @@ def test_pair_that_cannot_be_completed_is_removed(source: Path, tmp_path: Path) 
     assert written(tmp_path / "out") == set()
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 2500 bytes, as on a disk that is almost full."""
+    """No file may grow beyond 2500 bytes, as on a disk that is almost full.
+
+    Not even a file that pytest itself prints to: so only around what is tested.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     source, destination = tmp_path / "photos", tmp_path / "out"
     source.mkdir()
     Image.new("RGB", (16, 16), (90, 80, 70)).save(source / "a.png")
     Image.new("RGB", (300, 300), (90, 80, 70)).save(source / "b.png")
     noisy = DegradationSettings(p_undamaged=0.0, p_structured=0.0, p_noise=1.0)
-    with pytest.raises(PhotoError, match=r"b\.png"):
+    with small_files(), pytest.raises(PhotoError, match=r"b\.png"):
         degrade_folder(source, destination, settings=noisy)
     assert written(destination) == {
         "clean/a.png",
