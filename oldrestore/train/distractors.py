@@ -87,8 +87,10 @@ def _lines(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
         np.array([np.cos(angle), np.sin(angle)]),
         np.array([-np.sin(angle), np.cos(angle)]),
     )
-    start = np.array([rng.uniform(0, width), rng.uniform(0, height)])
-    for number in range(int(rng.integers(3, 12))):
+    # about the middle, so that more than one is in the crop: a line alone might be a scratch
+    start = np.array([rng.uniform(0.3, 0.7) * width, rng.uniform(0.3, 0.7) * height])
+    either_side = int(rng.integers(1, 7))
+    for number in range(-either_side, either_side + 1):
         middle = start + number * distance * across
         ends = (*(middle - reach * along), *(middle + reach * along))
         draw.line(tuple(float(x) for x in ends), fill=255, width=line)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
+from oldrestore.train import distractors
 from oldrestore.train.distractors import add_distractor
 
 
@@ -27,3 +29,12 @@ def test_it_is_a_function_of_the_generator() -> None:
     first, second = (add_distractor(image, np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, add_distractor(image, np.random.default_rng(4)))
+
+
+def test_lines_are_never_alone() -> None:
+    for index in range(60):
+        canvas = Image.new("L", (128 * distractors.OVERSAMPLING,) * 2)
+        distractors._lines(ImageDraw.Draw(canvas), np.random.default_rng(index))
+        drawn = np.pad(np.asarray(canvas), 1) > 0
+        begins = [(np.diff(x.astype(int), axis=-1) > 0).sum(axis=-1) for x in (drawn, drawn.T)]
+        assert max(count.max() for count in begins) >= 2  # along one row or column at least
