@@ -251,7 +251,11 @@ _PRESETS: dict[tuple[str, type[LoopSettings]], dict[str | None, Changes]] = {
             **_TINY_LOOP,
             "steps": 400,
             "lr": 4e-3,
-            "degradation": DegradationSettings(p_structured=0.8, severity=(0.0, 0.3)),
+            "candidates": 1,
+            "distractor_share": 0.0,
+            "turned_share": 0.0,
+            "varied_share": 0.0,
+            "degradation": _PLAIN_DAMAGE,
         }
     },
     ("tiny", ToneSettings): {

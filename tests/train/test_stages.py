@@ -116,7 +116,7 @@ def test_the_mapping_learns_to_mend(mapped: tuple[Figures, Figures]) -> None:
 
 def test_the_detector_learns_to_find_damage(detector: tuple[Figures, Figures]) -> None:
     first, last = detector
-    assert last["ordinary_f1_best"] > first["ordinary_f1_best"] + 0.1
+    assert last["ordinary_f1_best"] > first["ordinary_f1_best"] + 0.3
 
 
 def test_the_tone_head_learns_to_undo_fading(toned: tuple[Figures, Figures]) -> None:
