@@ -123,7 +123,7 @@ def sample_structured(
 
     is_grey: only neutral colours are drawn.
     """
-    scale = math.sqrt(max(1.0, min(height, width) / _REFERENCE_PX))
+    scale = math.sqrt(max(1.0, _photo_px(rng, height, width, settings.photo_px) / _REFERENCE_PX))
     level = float(rng.uniform(*_PAPER_LEVEL))
     warmth = 0.0 if is_grey else float(rng.uniform(*_PAPER_WARMTH))
     paper = (level, level * (1 - warmth / 3), level * (1 - warmth))
@@ -163,3 +163,12 @@ def sample_structured(
             kinds.remove(kind)
     rng.shuffle(steps)
     return tuple(steps)
+
+
+def _photo_px(
+    rng: np.random.Generator, height: int, width: int, of_photo: tuple[float, float]
+) -> float:
+    """Shorter side of the photo: the picture's own, unless it is a part of a larger one."""
+    low, high = of_photo
+    drawn = low * (high / low) ** float(rng.random()) if low > 0 else 0.0
+    return max(drawn, float(min(height, width)))

@@ -10,6 +10,7 @@ from oldrestore.degradation import Degradation, DegradationSettings, sample_degr
 from oldrestore.degradation import fading as f
 from oldrestore.degradation import unstructured as u
 from oldrestore.degradation.chain import ToneStep
+from oldrestore.degradation.scratches import Scratch
 from oldrestore.degradation.structured import StructuredStep
 
 COUNT = 600
@@ -128,6 +129,19 @@ def test_severity_sets_the_strength() -> None:
     assert len(mild) == len(bad) == 60
     assert max(mild) < 0.8
     assert np.mean(bad) > 1.8
+
+
+def test_damage_of_a_part_is_as_large_as_that_of_its_photo() -> None:
+    damage = DegradationSettings(p_undamaged=0.0, p_structured=1.0)
+
+    def widths(settings: DegradationSettings, side: int) -> list[float]:
+        rng = np.random.default_rng(0)
+        drawn = [sample_degradation(rng, side, side, settings=settings) for _ in range(300)]
+        return [step.width_px for d in drawn for step in d.steps if isinstance(step, Scratch)]
+
+    part, photo = widths(replace(damage, photo_px=(1024.0, 1024.0)), 128), widths(damage, 1024)
+    assert np.median(part) == pytest.approx(np.median(photo), rel=0.1)
+    assert np.median(part) > 1.7 * np.median(widths(damage, 128))
 
 
 @pytest.mark.parametrize("size", [(7, 64), (64, 0)])
