@@ -25,14 +25,15 @@ from oldrestore.degradation import (
     sample_degradation,
 )
 from oldrestore.detection import DetectionScores
-from oldrestore.mask import make_detector
+from oldrestore.layers import ResidualBlock
+from oldrestore.mask import DetectorConfig, ScratchDetector, make_detector
 from oldrestore.train import losses
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import Batch, PhotoFolders, smallest_px
 from oldrestore.train.grounds import Grounds, mined
 from oldrestore.train.judging import Detector, logits, probability
 from oldrestore.train.loop import Player, Stage
-from oldrestore.train.state import kind_of, read_source
+from oldrestore.train.state import Source, kind_of, read_source
 
 HELD_OUT_TEXTURES = 0.15  # share of the textures kept for validation
 VALIDATION_CROPS = 64  # in turn of the ordinary and of the film-like mix
@@ -132,7 +133,8 @@ def make_stage(
         clean: folders of clean photos.
         old: folders of real old photos, as further ground for drawn damage.
         textures: a folder of damage textures.
-        init_from: run folder of another detector, or a weights file with one, to start from.
+        init_from: run folder of another detector, or a weights file with one, to start from. It may
+            have fewer residual blocks on the way down.
 
     Raises:
         ValueError: a folder is missing or holds nothing readable, or the network does not fit.
@@ -141,8 +143,7 @@ def make_stage(
     detector = make_detector(settings.network)
     teacher = None
     if init_from is not None:
-        source = read_source(init_from)
-        source.fill(detector, source.name_of("mask"), settings.network)
+        _start(detector, read_source(init_from), settings)
         teacher = copy.deepcopy(detector).eval().requires_grad_(False) if old else None
     pieces = None if textures is None else TextureSet.from_folder(textures)
     samples = damaged_crops(settings, clean, pieces, old=old)
@@ -162,6 +163,34 @@ def make_stage(
         judges=[] if teacher is None else [teacher],
         validation_crops=VALIDATION_CROPS,
     )
+
+
+def _start(detector: Detector, source: Source, settings: MaskSettings) -> None:
+    """Take over what the source has; residual blocks that it does not have begin as the identity.
+
+    Raises:
+        ValueError: the network does not fit.
+    """
+    name, layout = source.name_of("mask"), settings.network
+    fewer = tuple((source.config.get("mask") or {}).get("blocks", ()))
+    if (
+        not isinstance(detector, ScratchDetector)
+        or not isinstance(layout, DetectorConfig)
+        or len(fewer) != len(layout.blocks)
+        or any(theirs > ours for theirs, ours in zip(fewer, layout.blocks, strict=True))
+    ):
+        source.fill(detector, name, layout)
+        return
+    shallower = replace(layout, blocks=fewer)
+    start = ScratchDetector(shallower)
+    source.fill(start, name, shallower)
+    detector.load_state_dict(start.state_dict(), strict=False)
+    for blocks, known in zip(detector.encode, fewer, strict=True):
+        assert isinstance(blocks, nn.Sequential)
+        for block in list(blocks)[known:]:
+            assert isinstance(block, ResidualBlock)
+            for parameter in block.conv2.parameters():
+                nn.init.zeros_(parameter)
 
 
 def damaged_crops(

@@ -13,7 +13,7 @@ import oldrestore
 from oldrestore.checkpoint import read_checkpoint, write_checkpoint
 from oldrestore.fill import paint_white
 from oldrestore.mapping import PaperMappingConfig
-from oldrestore.mask import PaperDetector
+from oldrestore.mask import DetectorConfig, PaperDetector
 from oldrestore.ops import set_backend
 from oldrestore.pipeline import Restorer
 from oldrestore.train import mapping, mask, vae
@@ -113,6 +113,28 @@ def test_nothing_trained_is_released_unchanged(
     assert torch.equal(
         restorer.restore(photo).image, Restorer.load(paper_weights).restore(photo).image
     )
+
+
+def test_a_deepened_detector_starts_as_the_one_it_starts_from(
+    clean_folder: Path, tmp_path: Path
+) -> None:
+    settings = preset(MaskSettings, "tiny")
+    assert isinstance(settings.network, DetectorConfig)
+    run = _save(mask.make_stage(settings, clean=[clean_folder]), settings, tmp_path / "run")
+    first = mask.make_stage(settings, clean=[clean_folder], init_from=run)
+    deeper = replace(settings, network=replace(settings.network, blocks=(2, 1, 3)))
+    second = mask.make_stage(deeper, clean=[clean_folder], init_from=run)
+    before, after = first.networks["mask"], second.networks["mask"]
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(before(image), after(image))
+    after(image).mean().backward()  # and what is new is trained
+    known = dict(before.named_parameters())
+    new = {k: v for k, v in after.named_parameters() if k not in known and "conv2" in k}
+    assert len(new) == 6
+    assert all(v.grad is not None and v.grad.any() for v in new.values())
+    shallower = replace(settings, network=replace(settings.network, blocks=(0, 1, 1)))
+    with pytest.raises(ValueError, match=r"blocks is \[1, 1, 1\] there"):
+        mask.make_stage(shallower, clean=[clean_folder], init_from=run)
 
 
 def test_a_published_mapping_is_released_without_a_detector(
