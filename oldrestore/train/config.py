@@ -208,9 +208,6 @@ class MaskSettings(LoopSettings):
     native_share: share of the samples that are not shrunk: photos' own pixels.
     candidates: one to so many crops are drawn for a sample, and the one with the most fine detail
         is taken: gravel, foliage and foam are what is most easily taken for damage.
-    mined: crops of clean photos that the detector a run starts from (``init_from``) judges before;
-        the tenth in which it is most mistaken is kept. 0 = none.
-    mined_share: share of the samples of clean photos whose ground is one of those.
     old_share: share of the samples whose ground is a real old photo, if there are any.
     own_damage: probability above which the detector that a run starts from (``init_from``) is
         believed about the own damage of a real old photo, which then teaches nothing.
@@ -243,8 +240,6 @@ class MaskSettings(LoopSettings):
     smallest_scale: float = 0.25
     native_share: float = 0.5
     candidates: int = 3
-    mined: int = 4000
-    mined_share: float = 0.25
     old_share: float = 0.15
     own_damage: float = 0.2
     distractor_share: float = 0.12
@@ -260,8 +255,6 @@ class MaskSettings(LoopSettings):
         super().__post_init__()
         if self.candidates < 1:
             raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
-        if self.mined < 0:
-            raise ValueError(f"mined: expected 0 or more, got {self.mined}")
         if self.focal_gamma < 1:  # below, the gradient of what is told right has no bound
             raise ValueError(f"focal_gamma: expected at least 1, got {self.focal_gamma}")
 

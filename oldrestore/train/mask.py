@@ -26,18 +26,20 @@ from oldrestore.degradation import (
 )
 from oldrestore.detection import DetectionScores
 from oldrestore.layers import ResidualBlock
-from oldrestore.mask import DetectorConfig, ScratchDetector, make_detector
+from oldrestore.mask import DetectorConfig, PaperDetector, ScratchDetector, make_detector
 from oldrestore.train import losses
 from oldrestore.train.config import MaskSettings
-from oldrestore.train.data import Batch, PhotoFolders, smallest_px
-from oldrestore.train.grounds import Grounds, mined
-from oldrestore.train.judging import Detector, logits, probability
+from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
+from oldrestore.train.distractors import add_distractor
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.state import Source, kind_of, read_source
+from oldrestore.train.variety import turned, varied
 
+Detector = ScratchDetector | PaperDetector
 HELD_OUT_TEXTURES = 0.15  # share of the textures kept for validation
 VALIDATION_CROPS = 64  # in turn of the ordinary and of the film-like mix
 FILM_COVERAGE = (0.001, 0.003)  # of the film-like mix: about 0.3 %, as on real film scans
+AT_ONCE = 8  # held-out crops: validation shall not need more memory than a step
 CERTAINLY_SOUND = -30.0  # logit whose losses and gradients are zero to rounding
 # a real old photo has its blur, grain and tone; only structured damage is laid on it
 ALREADY_OLD: dict[str, Any] = {
@@ -57,16 +59,32 @@ class LabelledDamage:
     degradations: taken in turn, by the number of the sample.
     """
 
-    grounds: Grounds
+    clean: PhotoFolders
+    old: PhotoFolders | None
+    settings: MaskSettings
     degradations: tuple[DegradationSettings, ...]
     textures: TextureSet | None
 
     def draw(self, rng: np.random.Generator, crop_px: int, index: int) -> Batch:
-        which = index % len(self.degradations)
-        ground, is_old = self.grounds.draw(rng, crop_px)
+        photos, which = self.clean, index % len(self.degradations)
         damage = self.degradations[which]
-        if is_old:
-            damage = replace(damage, **ALREADY_OLD)
+        is_old = self.old is not None and bool(rng.random() < self.settings.old_share)
+        if self.old is not None and is_old:
+            photos, damage = self.old, replace(damage, **ALREADY_OLD)
+        is_native = rng.random() < self.settings.native_share
+        scale = 1.0 if is_native else self.settings.smallest_scale
+        grounds = [
+            crop(photos.pick(rng), crop_px, rng, smallest_scale=scale)
+            for _ in range(rng.integers(1, self.settings.candidates + 1))
+        ]
+        ground = max(grounds, key=_detail)
+        if rng.random() < self.settings.turned_share:
+            ground = turned(ground, rng)
+        if not is_old and rng.random() < self.settings.varied_share:
+            another = crop(photos.pick(rng), crop_px, rng, smallest_scale=scale)
+            ground = varied(ground, another, rng)
+        if rng.random() < self.settings.distractor_share:
+            ground = add_distractor(ground, rng)
         drawn = sample_degradation(rng, crop_px, crop_px, settings=damage, textures=self.textures)
         pair = degrade(ground, drawn, self.textures)
         return {
@@ -77,6 +95,11 @@ class LabelledDamage:
             "ground": ground,
             "is_old": torch.tensor(is_old),
         }
+
+
+def _detail(image: Tensor) -> float:
+    """How much fine detail there is: the mean change from a pixel to the next."""
+    return sum(float(image.diff(dim=dim).abs().mean()) for dim in (-1, -2))
 
 
 class Detection(nn.Module):
@@ -96,17 +119,17 @@ class Detection(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         label = batch["label"]
         unsure = (batch["damaged"] > 0) | self._own_damage(batch)
-        judged = logits(self.detector, batch["degraded"])
-        judged = judged.masked_fill(unsure & (label == 0), CERTAINLY_SOUND)
+        logits = _logits(self.detector, batch["degraded"])
+        logits = logits.masked_fill(unsure & (label == 0), CERTAINLY_SOUND)
         settings, found = self.settings, {}
         if settings.cross_entropy:
             found["cross_entropy"] = F.binary_cross_entropy_with_logits(
-                judged, label, pos_weight=judged.new_tensor(settings.positive_weight)
+                logits, label, pos_weight=logits.new_tensor(settings.positive_weight)
             )
         if settings.focal:
-            found["focal"] = losses.focal(judged, label, settings.focal_gamma)
+            found["focal"] = losses.focal(logits, label, settings.focal_gamma)
         if settings.dice:
-            found["dice"] = losses.dice(judged, label)
+            found["dice"] = losses.dice(logits, label)
         return found
 
     @torch.no_grad()
@@ -146,16 +169,13 @@ def make_stage(
         _start(detector, read_source(init_from), settings)
         teacher = copy.deepcopy(detector).eval().requires_grad_(False) if old else None
     pieces = None if textures is None else TextureSet.from_folder(textures)
-    samples = damaged_crops(settings, clean, pieces, old=old)
-    if init_from is not None:
-        samples = replace(samples, grounds=mined(samples.grounds, detector))
     weights = {name: getattr(settings, name) for name in ("cross_entropy", "focal", "dice")}
     return Stage(
         name="mask",
         config={"preset": kind_of(settings.network), "mask": asdict(settings.network)},
         networks=nn.ModuleDict({"mask": detector}),
         players={"mask": Player(Detection(detector, settings, teacher), weights, settings.lr)},
-        samples=samples,
+        samples=damaged_crops(settings, clean, pieces, old=old),
         validation=held_out_crops(settings, clean, pieces),
         validate=_validate,
         sheet=_sheet,
@@ -209,7 +229,7 @@ def damaged_crops(
     photos = PhotoFolders(clean, held_out=False, smallest_px=smallest)
     real = PhotoFolders(old, held_out=False, smallest_px=smallest) if old else None
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[0]
-    return LabelledDamage(Grounds(photos, real, settings), (settings.degradation,), pieces)
+    return LabelledDamage(photos, real, settings, (settings.degradation,), pieces)
 
 
 def held_out_crops(
@@ -237,7 +257,34 @@ def held_out_crops(
         varied_share=0.0,
         candidates=1,
     )
-    return LabelledDamage(Grounds(photos, None, plain), mixes, pieces)
+    return LabelledDamage(photos, None, plain, mixes, pieces)
+
+
+def probability(detector: Detector, degraded: Tensor) -> Tensor:
+    """Of crops, as restoring would judge them, if their sides allow (`_sees_two_scales`)."""
+    found = []
+    for few in torch.split(degraded, AT_ONCE):
+        if isinstance(detector, ScratchDetector) and _sees_two_scales(detector, few):
+            found.append(detector.probability(few))
+        else:
+            found.append(detector(few).sigmoid())
+    return torch.cat(found)
+
+
+def _logits(detector: Detector, degraded: Tensor) -> Tensor:
+    """At both scales, as in restoring, if the crops' sides allow; else at one scale.
+
+    So are the published detector's, which brings photos to the scale of the crops.
+    """
+    if isinstance(detector, ScratchDetector) and _sees_two_scales(detector, degraded):
+        return detector.at_two_scales(degraded)
+    logits: Tensor = detector(degraded)
+    return logits
+
+
+def _sees_two_scales(detector: ScratchDetector, degraded: Tensor) -> bool:
+    """Whether the crops' sides are multiples of what the detector needs to see them at both."""
+    return degraded.shape[-1] % detector.config.align_px == 0
 
 
 def score_mixes(detector: Detector, batch: Batch, scores: Sequence[DetectionScores]) -> None:

@@ -22,6 +22,7 @@ from oldrestore.train.mask import (
 from oldrestore.train.presets import preset
 
 SETTINGS = MaskSettings(crop_px=64)
+AS_THEY_ARE = replace(SETTINGS, distractor_share=0.0, turned_share=0.0, varied_share=0.0)
 
 
 def draw(samples: LabelledDamage, count: int) -> dict[str, torch.Tensor]:
@@ -61,6 +62,42 @@ def test_textures_are_held_out_too(clean_folder: Path, tmp_path: Path) -> None:
     assert seen is not None
     assert unseen is not None
     assert not set(seen.stickers["s"]) & set(unseen.stickers["s"])
+
+
+@pytest.mark.parametrize(("native_share", "sharp"), [(1.0, True), (0.0, False)])
+def test_native_crops_are_photos_own_pixels(
+    native_share: float, sharp: bool, clean_folder: Path
+) -> None:
+    plain = replace(SETTINGS.degradation, p_undamaged=1.0)
+    settings = replace(AS_THEY_ARE, degradation=plain, native_share=native_share)
+    samples = damaged_crops(settings, [clean_folder], None)
+    photos = [samples.clean._decode(path) for path in samples.clean.groups[0]]
+    corners = {tuple(p) for photo in photos for p in photo.reshape(-1, 3).tolist()}
+    crop = ((draw(samples, 1)["degraded"][0] + 1) * 127.5).round().permute(1, 2, 0).reshape(-1, 3)
+    known = np.mean([tuple(p) in corners for p in crop.int().tolist()])
+    assert (known == 1) == sharp
+
+
+def test_of_several_crops_the_one_with_most_detail_is_taken(clean_folder: Path) -> None:
+    sound = replace(SETTINGS.degradation, p_undamaged=1.0)
+    detail = {}
+    for candidates in (1, 6):
+        settings = replace(AS_THEY_ARE, degradation=sound, candidates=candidates)
+        grounds = draw(damaged_crops(settings, [clean_folder], None), 60)["ground"]
+        detail[candidates] = float(grounds.diff(dim=-1).abs().mean())
+    assert detail[6] > 1.1 * detail[1]
+
+
+@pytest.mark.parametrize("share", ["turned_share", "varied_share"])
+def test_grounds_are_of_more_kinds_than_the_photos(share: str, clean_folder: Path) -> None:
+    sound = replace(SETTINGS.degradation, p_undamaged=1.0)
+    plain, more = (
+        replace(AS_THEY_ARE, degradation=sound, **{share: value}) for value in (0.0, 1.0)
+    )
+    before, after = (
+        draw(damaged_crops(x, [clean_folder], None), 40)["ground"] for x in (plain, more)
+    )
+    assert (before != after).flatten(1).any(dim=1).float().mean() > 0.4
 
 
 def test_what_hardly_shows_teaches_nothing() -> None:
