@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.layers import (
+    Conv1x1,
     ConvNormAct,
+    Downsample,
     NarrowConv,
     ResidualBlock,
     choose_backend,
@@ -84,3 +86,23 @@ def _with_gradients(layer: nn.Module, x: Tensor) -> list[tuple[Tensor, ...]]:
         grads = torch.autograd.grad(out, [leaf, *(parameters[n] for n in names)], grad)
         results.append((out.detach().double(), *(g.double() for g in grads)))
     return results
+
+
+@pytest.mark.parametrize("kind", [Conv1x1, Downsample])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_few_pixels_give_the_bits_that_they_give_among_many(
+    kind: type[nn.Conv2d], threads: int
+) -> None:
+    torch.manual_seed(0)
+    layer = kind(24, 40)
+    x = torch.randn(1, 24, 2, 600)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            whole = layer(x)
+            for width in range(2, 80, 2):
+                few = layer(x[..., :width].contiguous())
+                assert torch.equal(few, whole[..., : few.shape[3]]), width
+    finally:
+        torch.set_num_threads(before)
