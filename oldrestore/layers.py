@@ -22,8 +22,10 @@ from oldrestore.ops import (
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and PIL's mode L
 PAPER_INIT_STD = 0.02  # of every convolution's weights in the published code
-# of a matrix product: with fewer than 12 MKL adds up in another order on some processors
-FEWEST_COLUMNS = 32
+# of a matrix product: on some processors MKL adds up in another order where a thread has fewer than
+# 12 columns; of few columns it gives each thread a multiple of 32, and the last one the rest
+COLUMNS = 32
+MANY_COLUMNS = 8192  # above, 256 threads have at least 32 each
 
 # The second convolution of a block starts this much smaller: a fresh block is near the identity,
 # without which deep stacks that have no normalisation do not train (Zhang et al., Fixup, 2019).
@@ -309,12 +311,12 @@ class PixelShuffle(nn.PixelShuffle):
 def _product(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """The layer as a matrix product for each pixel of (B, C, H, W).
 
-    A part of a map gives the same bits as the whole: there are always columns enough.
+    A part of a map gives the same bits as the whole, on any number of threads.
     """
     pixels = x.flatten(2)  # (B, C, H * W)
     count = pixels.shape[2]
-    if count < FEWEST_COLUMNS:
-        pixels = F.pad(pixels, (0, FEWEST_COLUMNS - count))
+    if count < MANY_COLUMNS and count % COLUMNS:
+        pixels = F.pad(pixels, (0, -count % COLUMNS))
     out = torch.matmul(layer.weight.flatten(1), pixels)[..., :count]
     if layer.bias is not None:
         out += layer.bias[:, None]
