@@ -161,4 +161,5 @@ def test_presets_of_ours_are_as_they_were() -> None:
         p_blotches=0.15,
         p_texture=0.5,
         p_impulses=0,
+        photo_px=(256, 1024),
     )
