@@ -158,6 +158,7 @@ def test_too_small_a_picture_is_refused(size: tuple[int, int]) -> None:
         {"blur_sigma_px": (2.0, 1.0)},
         {"severity": (0.0, 1.5)},
         {"coverage": (0.1, 2.0)},
+        {"photo_px": (0.0, 512.0)},
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, object]) -> None:
