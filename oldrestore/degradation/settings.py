@@ -78,9 +78,7 @@ class DegradationSettings:
                 )
 
         if self.photo_px[1] > 0 and not self.photo_px[0] > 0:
-            raise ValueError(
-                f"photo_px: expected two numbers above 0, or two 0, got {self.photo_px}"
-            )
+            raise ValueError(f"photo_px: expected both above 0, or both 0, got {self.photo_px}")
         for name in ("film_coverage", "large_width_px", "blotch_width_px"):
             if not getattr(self, name)[0] > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
