@@ -21,6 +21,7 @@ from oldrestore.train import losses
 from oldrestore.train.config import END_TO_END, MappingSettings
 from oldrestore.train.data import Batch
 from oldrestore.train.finder import Finder
+from oldrestore.train.growth import fill_grown
 from oldrestore.train.loop import Player, Stage
 from oldrestore.train.pairs import pairs
 from oldrestore.train.players import (
@@ -160,7 +161,7 @@ def make_stage(
         detector: a weights file with the detector whose masks ``detected_share`` is about.
         backbone: weights of a perceptual backbone.
         init_from: run folder of a mapping stage, or weights file, to start from, with the VAEs
-            that are not given.
+            that are not given. Its mapping may have fewer residual blocks.
 
     Raises:
         ValueError: a folder is missing, holds nothing readable, or a network does not fit.
@@ -276,7 +277,7 @@ def _networks(
         networks[name] = _vae(source, name, unused[name], settings)
     mapping = networks["mapping"] = make_mapping(settings.network)
     if start is not None:
-        start.fill(mapping, start.name_of("mapping"), settings.network)
+        fill_grown(start, mapping, start.name_of("mapping"), settings.network)
     mapping.use_nonlocal = settings.use_nonlocal
     if not settings.use_nonlocal:
         _silence_nonlocal(mapping)

@@ -25,14 +25,14 @@ from oldrestore.degradation import (
     sample_degradation,
 )
 from oldrestore.detection import DetectionScores
-from oldrestore.layers import ResidualBlock
-from oldrestore.mask import DetectorConfig, PaperDetector, ScratchDetector, make_detector
+from oldrestore.mask import PaperDetector, ScratchDetector, make_detector
 from oldrestore.train import losses
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
 from oldrestore.train.distractors import add_distractor
+from oldrestore.train.growth import fill_grown
 from oldrestore.train.loop import Player, Stage
-from oldrestore.train.state import Source, kind_of, read_source
+from oldrestore.train.state import kind_of, read_source
 from oldrestore.train.variety import turned, varied
 
 Detector = ScratchDetector | PaperDetector
@@ -166,7 +166,8 @@ def make_stage(
     detector = make_detector(settings.network)
     teacher = None
     if init_from is not None:
-        _start(detector, read_source(init_from), settings)
+        source = read_source(init_from)
+        fill_grown(source, detector, source.name_of("mask"), settings.network)
         teacher = copy.deepcopy(detector).eval().requires_grad_(False) if old else None
     pieces = None if textures is None else TextureSet.from_folder(textures)
     weights = {name: getattr(settings, name) for name in ("cross_entropy", "focal", "dice")}
@@ -183,34 +184,6 @@ def make_stage(
         judges=[] if teacher is None else [teacher],
         validation_crops=VALIDATION_CROPS,
     )
-
-
-def _start(detector: Detector, source: Source, settings: MaskSettings) -> None:
-    """Take over what the source has; residual blocks that it does not have begin as the identity.
-
-    Raises:
-        ValueError: the network does not fit.
-    """
-    name, layout = source.name_of("mask"), settings.network
-    fewer = tuple((source.config.get("mask") or {}).get("blocks", ()))
-    if (
-        not isinstance(detector, ScratchDetector)
-        or not isinstance(layout, DetectorConfig)
-        or len(fewer) != len(layout.blocks)
-        or any(theirs > ours for theirs, ours in zip(fewer, layout.blocks, strict=True))
-    ):
-        source.fill(detector, name, layout)
-        return
-    shallower = replace(layout, blocks=fewer)
-    start = ScratchDetector(shallower)
-    source.fill(start, name, shallower)
-    detector.load_state_dict(start.state_dict(), strict=False)
-    for blocks, known in zip(detector.encode, fewer, strict=True):
-        assert isinstance(blocks, nn.Sequential)
-        for block in list(blocks)[known:]:
-            assert isinstance(block, ResidualBlock)
-            for parameter in block.conv2.parameters():
-                nn.init.zeros_(parameter)
 
 
 def damaged_crops(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import oldrestore
 from oldrestore.checkpoint import read_checkpoint, write_checkpoint
 from oldrestore.fill import paint_white
-from oldrestore.mapping import PaperMappingConfig
+from oldrestore.mapping import MappingConfig, MappingNetwork, PaperMappingConfig
 from oldrestore.mask import DetectorConfig, PaperDetector
 from oldrestore.ops import set_backend
 from oldrestore.pipeline import Restorer
@@ -135,6 +136,48 @@ def test_a_deepened_detector_starts_as_the_one_it_starts_from(
     shallower = replace(settings, network=replace(settings.network, blocks=(0, 1, 1)))
     with pytest.raises(ValueError, match=r"blocks is \[1, 1, 1\] there"):
         mask.make_stage(shallower, clean=[clean_folder], init_from=run)
+
+
+def test_a_deepened_mapping_starts_as_the_one_it_starts_from(
+    clean_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    settings = preset(MappingSettings, "tiny")
+    network = settings.network
+    assert isinstance(network, MappingConfig)
+    runs = {}
+    for domain in ("clean", "old"):
+        of_domain = preset(VAESettings, "tiny", domain)
+        stage = vae.make_stage(of_domain, clean=[clean_folder], old=[old_folder])
+        runs[domain] = _save(stage, of_domain, tmp_path / domain)
+    stage = mapping.make_stage(
+        settings, clean=[clean_folder], vae_old=runs["old"], vae_clean=runs["clean"]
+    )
+    translator = stage.networks["mapping"]
+    assert isinstance(translator, MappingNetwork)
+    nn.init.normal_(translator.tail.weight, std=0.1)  # else it is the identity
+    run = _save(stage, settings, tmp_path / "run")
+
+    def started(layout: MappingConfig) -> Stage:
+        grown = replace(settings, network=layout)
+        return mapping.make_stage(grown, clean=[clean_folder], init_from=run)
+
+    before = started(network).networks["mapping"]
+    stage = started(replace(network, blocks=2, core_blocks=3))
+    after = stage.networks["mapping"]
+    latent, hole = torch.rand(1, 16, 16, 16), (torch.rand(1, 1, 64, 64) > 0.8).float()
+    with torch.no_grad():
+        assert torch.equal(before(latent, hole), after(latent, hole))
+        assert not torch.equal(latent, after(latent, hole))
+    found = stage.players["mapping"].module(fixed_batch(stage.samples, 2, 64))
+    found["pixel"].backward()
+    known = dict(before.named_parameters())
+    new = {k: v for k, v in after.named_parameters() if k not in known and "conv2" in k}
+    assert len(new) == 2 * (2 * 1 + 2 * 2)  # weight and bias, before and after the core
+    assert all(v.grad is not None and v.grad.any() for v in new.values())
+    with pytest.raises(ValueError, match="core_blocks is 1 there, 0"):
+        started(replace(network, core_blocks=0))
+    with pytest.raises(ValueError, match="channels is 16 there, 24"):
+        started(replace(network, channels=24, blocks=2))
 
 
 def test_a_published_mapping_is_released_without_a_detector(
