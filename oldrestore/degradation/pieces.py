@@ -270,13 +270,6 @@ FEW = (_sample_stain, _sample_tear, _sample_missing_corner, _sample_worn_edge)
 """Kinds of which a photo has one or two pieces."""
 
 
-def sample_rare(sheet: Sheet, room_px: float) -> tuple[list[DrawnStep], float]:
-    """One or two pieces of a kind of ``FEW``, each kind as often; and the pixels they cover."""
-    kind = FEW[int(sheet.rng.integers(len(FEW)))]
-    pieces = [kind(sheet, room_px) for _ in range(int(sheet.rng.integers(1, 3)))]
-    return [step for step, _ in pieces], sum(area_px for _, area_px in pieces)
-
-
 def sample_textures(
     sheet: Sheet, room_px: float, textures: TextureSet
 ) -> tuple[list[Sticker | FilmFrame], float]:

@@ -34,8 +34,6 @@ class DegradationSettings:
     large_width_px: least and greatest width of that.
     p_blotches: the structured damage, if not a film's, has round, mostly black blotches in it.
     blotch_width_px: least and greatest width of those.
-    p_rare: stains, tears, missing corners or worn edges, which are rare among the kinds drawn, join
-        the structured damage, if that is not a film's.
     photo_px: the picture is a part of a photo whose shorter side is drawn from this range; sizes of
         structured damage grow with it. 0: it is the whole photo.
     """
@@ -64,7 +62,6 @@ class DegradationSettings:
     large_width_px: Range = (10.0, 60.0)
     p_blotches: float = 0.0
     blotch_width_px: Range = (4.0, 40.0)
-    p_rare: float = 0.0
     photo_px: Range = (0.0, 0.0)
 
     def __post_init__(self) -> None:

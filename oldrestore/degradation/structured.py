@@ -32,7 +32,7 @@ from oldrestore.degradation.holes import (
     render_stain,
 )
 from oldrestore.degradation.large import sample_large
-from oldrestore.degradation.pieces import FEW, KINDS, Sheet, sample_rare, sample_textures
+from oldrestore.degradation.pieces import FEW, KINDS, Sheet, sample_textures
 from oldrestore.degradation.scratches import (
     Dust,
     Hair,
@@ -144,13 +144,9 @@ def sample_structured(
     share = min(max(share, settings.coverage[0]), settings.coverage[1])
     room_px = share * height * width
     steps = large
-    if settings.p_rare and sheet.chance(settings.p_rare):
-        pieces, area_px = sample_rare(sheet, room_px)
+    if textures is not None and sheet.chance(settings.p_texture):
+        pieces, area_px = sample_textures(sheet, room_px, textures)
         steps += pieces
-        room_px -= area_px
-    if textures is not None and room_px > 0 and sheet.chance(settings.p_texture):
-        from_textures, area_px = sample_textures(sheet, room_px, textures)
-        steps += from_textures
         room_px -= area_px
     weights = np.array([weight for _, weight in KINDS])
     number = 1 + int(rng.choice(len(_KIND_SHARES), p=_KIND_SHARES))

@@ -221,7 +221,7 @@ def held_out_crops(
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
     whole = replace(settings.degradation, photo_px=(0.0, 0.0))
     film = replace(whole, p_film=1.0, film_coverage=FILM_COVERAGE)
-    mixes = (replace(whole, p_film=0.0, p_large=0.0, p_blotches=0.0, p_rare=0.0), film)
+    mixes = (replace(whole, p_film=0.0, p_large=0.0, p_blotches=0.0), film)
     plain = replace(
         settings,
         native_share=1.0,

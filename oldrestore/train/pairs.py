@@ -72,9 +72,9 @@ def pairs(
     real = PhotoFolders(old, held_out=held_out, smallest_px=smallest) if old else None
     pieces = TextureSet.from_folder(textures) if textures is not None else None
     damage, grown = settings.degradation, settings.mask_dilation_px
-    if held_out:  # as in evaluation, without the damage that training draws besides
+    if held_out:  # with no more large holes and blotches than in evaluation
         holes = float(damage.p_structured > 0)
         damage = replace(damage, p_fading=0.0, p_undamaged=0.0, p_structured=holes)
-        damage = replace(damage, p_large=0.0, p_blotches=0.0, p_rare=0.0)
+        damage = replace(damage, p_large=0.0, p_blotches=0.0)
         grown = 0
     return Pairs(photos, real, damage, pieces, settings, grown)

@@ -1,4 +1,4 @@
-"""Damage that training draws besides: a film's, large holes, blotches, and more of the rare."""
+"""Damage that training draws besides: a film's, large holes, and blotches."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from oldrestore.degradation import DegradationSettings, TextureSet, degrade, sample_degradation
-from oldrestore.degradation.edges import MissingCorner, Tear, WornEdge
+from oldrestore.degradation.edges import MissingCorner, Tear
 from oldrestore.degradation.folds import Crack
-from oldrestore.degradation.holes import Hole, Spot, Stain
+from oldrestore.degradation.holes import Hole, Spot
 from oldrestore.degradation.scratches import Dust, Hair, Scratch
 from oldrestore.degradation.textures import FilmFrame, Sticker
 
@@ -30,7 +30,6 @@ ONLY_STRUCTURED = DegradationSettings(
 FILM = replace(ONLY_STRUCTURED, p_film=1.0)
 LARGE = replace(ONLY_STRUCTURED, p_large=1.0)
 BLOTCHES = replace(ONLY_STRUCTURED, p_blotches=1.0)
-RARE = replace(ONLY_STRUCTURED, p_rare=1.0)
 
 
 def masks(
@@ -117,20 +116,6 @@ def test_blotches_are_round_and_mostly_black() -> None:
     assert low <= np.quantile(widths, 0.05) < 2 * low
     assert high / 2 < max(widths) <= high
     assert 0.5 < darker / 60 < 0.9
-
-
-def test_rare_kinds_are_drawn_alike_and_leave_room_for_others(textures: TextureSet) -> None:
-    rare, often = (Stain, Tear, MissingCorner, WornEdge), replace(RARE, p_texture=1.0)
-    kinds: list[type] = []
-    others = 0
-    for index in range(120):
-        rng = np.random.default_rng(index)
-        drawn = sample_degradation(rng, 128, 128, settings=often, textures=textures)
-        kinds += {type(step) for step in drawn.steps if isinstance(step, rare)}
-        others += any(not isinstance(step, rare) for step in drawn.steps)
-        assert any(isinstance(step, rare) for step in drawn.steps)
-    assert all(kinds.count(kind) > 20 for kind in rare)
-    assert others > 40
 
 
 @pytest.mark.parametrize(
