@@ -83,4 +83,12 @@ def restorer_config(values: dict[str, Any], name: str) -> RestorerConfig:
     preset = values.get("preset")
     if preset not in CONFIGS:
         raise ValueError(f"{name}.preset: expected one of {', '.join(CONFIGS)}, got {preset!r}")
-    return config_from_json(CONFIGS[preset], {"denoise": None, **values}, name)
+    return config_from_json(CONFIGS[preset], _completed(values), name)
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """What files from before a part existed say by not naming it."""
+    mask = values.get("mask")
+    if values["preset"] == "compact" and isinstance(mask, dict):
+        values = {**values, "mask": {"refiner": 0, **mask}}
+    return {"denoise": None, **values}

@@ -330,6 +330,18 @@ class Upsample(nn.Sequential):
         super().__init__(Conv1x1(channels_in, 4 * channels_out), PixelShuffle(2))
 
 
+def doubled(x: Tensor) -> Tensor:
+    """Every cell as 2 x 2."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def smoothed(around: Tensor) -> Tensor:
+    """What ``doubled`` gave, and a row more above and below -> doubled bilinearly."""
+    rows = (around[:, :, :-2] + 2 * around[:, :, 1:-1] + around[:, :, 2:]) / 4
+    wide = F.pad(rows, (1, 1, 0, 0), mode="replicate")
+    return (wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]) / 4
+
+
 def choose_backend(
     networks: Iterable[nn.Module], backend: str | None, device: torch.device
 ) -> None:

@@ -24,6 +24,8 @@ from oldrestore.layers import (
     init_as_published,
     residual_blocks,
 )
+from oldrestore.refiner import CELL_PX as REFINER_CELL_PX
+from oldrestore.refiner import Refiner, twice
 
 # of the logits, the part that the photo at half its side gives; not in the files
 COARSE_SHARE = 0.5
@@ -39,10 +41,12 @@ class DetectorConfig:
 
     channels: width at 1/2, 1/4, 1/8, ... of the side.
     blocks: residual blocks at each of these scales, on the way down; one on the way up.
+    refiner: width of the refiner's hidden layers, see `refiner`; 0: there is none.
     """
 
     channels: tuple[int, ...] = (24, 40, 64, 96)
     blocks: tuple[int, ...] = (1, 2, 4, 6)
+    refiner: int = 0
 
     @property
     def cell_px(self) -> int:
@@ -52,11 +56,11 @@ class DetectorConfig:
     @property
     def align_px(self) -> int:
         """Photos are padded to multiples of this: at half the side they are cells too."""
-        return 2 * self.cell_px
+        return max(2 * self.cell_px, REFINER_CELL_PX if self.refiner else 0)
 
     @property
     def context_px(self) -> int:
-        """How far a pixel can influence the logits of the network."""
+        """How far a pixel can influence the logits of the network, before they are refined."""
         down = sum((2 << i) * 2 * count for i, count in enumerate(self.blocks))
         up = sum((2 << i) * 2 for i in range(len(self.channels) - 1))
         return down + up + 2 + 2
@@ -82,6 +86,7 @@ class ScratchDetector(nn.Module):
         )
         self.decode = nn.ModuleList(residual_blocks(width, 1) for width in widths[:-1])
         self.tail = nn.Sequential(Conv3x3(widths[0], 4), PixelShuffle(2))
+        self.refiner = Refiner(config.refiner) if config.refiner else None
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.encode[0](self.head(image))
@@ -102,16 +107,23 @@ class ScratchDetector(nn.Module):
         There noise is weaker and wide damage narrower. Sides of ``image`` are multiples of
         ``config.align_px``.
         """
-        coarse = doubled(self(halved(image)))
-        around = F.pad(coarse, (0, 0, 1, 1), mode="replicate")
-        return joined(smoothed(around), self(image))
+        return joined(twice(self(halved(image))), self(image))
 
     def probability(self, image: Tensor) -> Tensor:
         """Probability of damage, (B, 1, H, W) in [0, 1]; sides as for `at_two_scales`.
 
         Of the photo and its mirror image: where the network errs, it often errs in one of them.
         """
-        return steady_sigmoid(agreed(self.at_two_scales(image), self.at_two_scales(image.flip(-1))))
+        return steady_sigmoid(self.of_both_views(image))
+
+    def of_both_views(self, image: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) of `probability`, refined if there is a refiner."""
+        logits, of_mirrored = (self.at_two_scales(x) for x in (image, image.flip(-1)))
+        both = agreed(logits, of_mirrored)
+        if self.refiner is None:
+            return both
+        refined: Tensor = self.refiner(image, logits, of_mirrored.half(), both)
+        return refined
 
 
 def halved(image: Tensor) -> Tensor:
@@ -119,18 +131,6 @@ def halved(image: Tensor) -> Tensor:
     upper, lower = image[:, :, ::2], image[:, :, 1::2]
     rows = upper + lower
     return (rows[..., ::2] + rows[..., 1::2]) / 4
-
-
-def doubled(logits: Tensor) -> Tensor:
-    """Every pixel as 2 x 2."""
-    return F.interpolate(logits, scale_factor=2, mode="nearest")
-
-
-def smoothed(around: Tensor) -> Tensor:
-    """What ``doubled`` gave, and a row more above and below -> doubled bilinearly."""
-    rows = (around[:, :, :-2] + 2 * around[:, :, 1:-1] + around[:, :, 2:]) / 4
-    wide = F.pad(rows, (1, 1, 0, 0), mode="replicate")
-    return (wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]) / 4
 
 
 def joined(coarse: Tensor, fine: Tensor) -> Tensor:

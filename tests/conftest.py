@@ -1,12 +1,15 @@
 """What all tests share: one thread, so that they run the same everywhere, and tiny networks."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from oldrestore.checkpoint import write_checkpoint
 from oldrestore.config import CompactConfig
@@ -94,3 +97,42 @@ def heights_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(TiffPage, "read", noted)
     return heights
+
+
+@pytest.fixture(scope="session")
+def mobilenet() -> dict[str, Tensor]:
+    """MobileNetV2 with random weights, as torchvision names them."""
+    return _mobilenet_weights()
+
+
+@pytest.fixture(scope="session")
+def mobilenet_file(mobilenet: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.safetensors"
+    save_file(mobilenet, path)
+    return path
+
+
+def _mobilenet_weights() -> dict[str, Tensor]:
+    """Random weights in the key layout of torchvision's MobileNetV2, written out from its table."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+
+    def conv_norm(conv: str, norm: str, shape: tuple[int, int, int, int]) -> None:
+        fan_in = shape[1] * shape[2] * shape[3]
+        width = shape[0]
+        state[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        state[f"{norm}.weight"] = torch.rand(width, generator=generator) + 0.5
+        state[f"{norm}.bias"] = torch.randn(width, generator=generator) * 0.3
+        state[f"{norm}.running_mean"] = torch.randn(width, generator=generator) * 0.1
+        state[f"{norm}.running_var"] = torch.rand(width, generator=generator) + 0.5
+
+    conv_norm("features.0.0", "features.0.1", (32, 3, 3, 3))
+    conv_norm("features.1.conv.0.0", "features.1.conv.0.1", (32, 1, 3, 3))
+    conv_norm("features.1.conv.1", "features.1.conv.2", (16, 32, 1, 1))
+    outputs = [16, *[24] * 2, *[32] * 3, *[64] * 4, *[96] * 3, *[160] * 3, 320]
+    for index, (width_in, width_out) in enumerate(itertools.pairwise(outputs), start=2):
+        block, wide = f"features.{index}.conv", 6 * width_in
+        conv_norm(f"{block}.0.0", f"{block}.0.1", (wide, width_in, 1, 1))
+        conv_norm(f"{block}.1.0", f"{block}.1.1", (wide, 1, 3, 3))
+        conv_norm(f"{block}.2", f"{block}.3", (width_out, wide, 1, 1))
+    return state

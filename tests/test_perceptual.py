@@ -1,6 +1,5 @@
 """Backbones of user-given weights: reading them strictly, features, distance, loss."""
 
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,32 +14,6 @@ from oldrestore import perceptual
 from oldrestore.perceptual import LAYER_WEIGHTS, PACKAGE, PACKAGE_FILE, Backbone, load_backbone
 
 SIDE = 40
-
-
-def mobilenet_weights() -> dict[str, Tensor]:
-    """Random weights in the key layout of torchvision's MobileNetV2, written out from its table."""
-    generator = torch.Generator().manual_seed(0)
-    state: dict[str, Tensor] = {}
-
-    def conv_norm(conv: str, norm: str, shape: tuple[int, int, int, int]) -> None:
-        fan_in = shape[1] * shape[2] * shape[3]
-        width = shape[0]
-        state[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-        state[f"{norm}.weight"] = torch.rand(width, generator=generator) + 0.5
-        state[f"{norm}.bias"] = torch.randn(width, generator=generator) * 0.3
-        state[f"{norm}.running_mean"] = torch.randn(width, generator=generator) * 0.1
-        state[f"{norm}.running_var"] = torch.rand(width, generator=generator) + 0.5
-
-    conv_norm("features.0.0", "features.0.1", (32, 3, 3, 3))
-    conv_norm("features.1.conv.0.0", "features.1.conv.0.1", (32, 1, 3, 3))
-    conv_norm("features.1.conv.1", "features.1.conv.2", (16, 32, 1, 1))
-    outputs = [16, *[24] * 2, *[32] * 3, *[64] * 4, *[96] * 3, *[160] * 3, 320]
-    for index, (width_in, width_out) in enumerate(itertools.pairwise(outputs), start=2):
-        block, wide = f"features.{index}.conv", 6 * width_in
-        conv_norm(f"{block}.0.0", f"{block}.0.1", (wide, width_in, 1, 1))
-        conv_norm(f"{block}.1.0", f"{block}.1.1", (wide, 1, 3, 3))
-        conv_norm(f"{block}.2", f"{block}.3", (width_out, wide, 1, 1))
-    return state
 
 
 def vgg19_weights() -> dict[str, Tensor]:
@@ -94,18 +67,6 @@ def lite_blocks() -> list[tuple[int, int]]:
         *[(192, 5)] * 4,
         (320, 3),
     ]
-
-
-@pytest.fixture(scope="module")
-def mobilenet() -> dict[str, Tensor]:
-    return mobilenet_weights()
-
-
-@pytest.fixture(scope="module")
-def mobilenet_file(mobilenet: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "mobilenet.safetensors"
-    save_file(mobilenet, path)
-    return path
 
 
 @pytest.fixture(scope="module")

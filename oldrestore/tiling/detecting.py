@@ -17,15 +17,13 @@ from oldrestore.mask import (
     PaperDetector,
     ScratchDetector,
     agreed,
-    doubled,
     halved,
     joined,
-    smoothed,
     steady_sigmoid,
 )
-from oldrestore.tiling.rows import Rows, cell_by_cell, cropped, extended, neighbourhood
+from oldrestore.tiling.rows import Rows, cell_by_cell, cropped, extended
 from oldrestore.tiling.scratch import StoredMap
-from oldrestore.tiling.through import logits_of
+from oldrestore.tiling.through import logits_of, refined, twice
 
 
 def detected(
@@ -67,8 +65,10 @@ def detected(
 
     of_mirrored = _kept(_at_two_scales(detector, again(), again(), mirrored), scratch)
     logits = _at_two_scales(detector, again(), pixels, ready)
-    probability = cell_by_cell([logits, of_mirrored], lambda *both: steady_sigmoid(agreed(*both)))
-    return cropped(probability, pixels.height, pixels.width)
+    both = cell_by_cell([logits, of_mirrored], agreed)
+    if detector.refiner is not None:
+        both = refined(detector.refiner, ready(again()), logits, of_mirrored, both)
+    return cropped(cell_by_cell([both], steady_sigmoid), pixels.height, pixels.width)
 
 
 def _at_two_scales(
@@ -83,8 +83,7 @@ def _at_two_scales(
         return cell_by_cell([view(some)], halved, scale=0.5)
 
     coarse = logits_of(detector, small(ahead), small(pixels))
-    wide = neighbourhood(cell_by_cell([coarse], doubled, scale=2), smoothed, 1, padding="replicate")
-    return cell_by_cell([wide, logits_of(detector, view(pixels), view(pixels))], joined)
+    return cell_by_cell([twice(coarse), logits_of(detector, view(pixels), view(pixels))], joined)
 
 
 def _kept(logits: Rows, scratch: str | None) -> Rows:

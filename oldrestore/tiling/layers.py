@@ -37,14 +37,13 @@ from oldrestore.ops.patch_attention import (
 )
 from oldrestore.ops.residual_block import INSTANCE_NORM_EPS
 from oldrestore.ops.streamed_attention import StreamedAttention
-from oldrestore.tiling.rows import Ledger, Rows, cell_by_cell, neighbourhood
+from oldrestore.tiling.rows import LEAST_ROWS, Ledger, Rows, cell_by_cell, neighbourhood
 from oldrestore.tiling.scratch import Store, StoredMap
-from oldrestore.tiling.through import convolved
+from oldrestore.tiling.through import convolved, strided
 
 # of a band of the widest map: a layer holds several of them
 BAND_BYTES = 2**24
 QUERIES = 4096  # that look at the keys at a time, and keys that they look at
-_LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class LayerByLayer:
             )
             plain.requires_grad_(False)
             return cell_by_cell([convolved(plain, source, layer.backend)], PixelShuffle(2), scale=2)
-        return _strided(conv, source)
+        return strided(conv, source)
 
     # ---- the mapping and its attentions ---------------------------------------------------------
 
@@ -337,11 +336,11 @@ class LayerByLayer:
             return cells[:, :, top:bottom].to(self._device, self._dtype)
 
         height, width = cells.shape[2:]
-        return Rows(height, width, make, band=_LEAST_ROWS, ledger=Ledger())
+        return Rows(height, width, make, band=LEAST_ROWS, ledger=Ledger())
 
     def _band(self, channels: int, width: int) -> int:
         rows = BAND_BYTES // (channels * width * 4)
-        return max(_LEAST_ROWS, rows // _LEAST_ROWS * _LEAST_ROWS)
+        return max(LEAST_ROWS, rows // LEAST_ROWS * LEAST_ROWS)
 
     def _free(self, x: Feature) -> None:
         self._store.free(x.stored)
@@ -357,34 +356,10 @@ def _cells_of(mask: Rows, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The cells that damage touches, and those taken for damaged; (1, 1, h, w) of 0 and 1."""
     cursor, scale = mask.cursor(), mask.height // size[0]
     found: list[tuple[Tensor, Tensor]] = []
-    for top in range(0, size[0], _LEAST_ROWS):
-        bottom = min(size[0], top + _LEAST_ROWS)
+    for top in range(0, size[0], LEAST_ROWS):
+        bottom = min(size[0], top + LEAST_ROWS)
         part = cursor.window(top * scale, bottom * scale).float().cpu()
         cells = part.new_empty(1, 1, bottom - top, size[1])
         found.append((touched_cells(part, cells), damaged_cells(part, cells)))
     touched, damaged = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
     return touched, damaged
-
-
-def _strided(conv: nn.Conv2d | nn.ConvTranspose2d, source: Rows) -> Rows:
-    """A convolution of any size whose stride divides the map's sides."""
-    assert isinstance(conv, nn.Conv2d)
-    size, stride, padding = (int(x[0]) for x in (conv.kernel_size, conv.stride, conv.padding))
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    height, width = (
-        (side + 2 * padding - size) // stride + 1 for side in (source.height, source.width)
-    )
-    cursor = source.cursor()
-
-    def make(top: int, bottom: int) -> Tensor:
-        first, last = top * stride - padding, (bottom - 1) * stride - padding + size
-        above, below = max(0, -first), max(0, last - source.height)
-        keep_from = source.height if bottom == height else bottom * stride - padding
-        window = cursor.window(first + above, last - below, keep_from)
-        if above or below:
-            window = F.pad(window, (0, 0, above, below), mode=mode)
-        window = F.pad(window, (padding, padding, 0, 0), mode=mode)
-        return F.conv2d(window, conv.weight, conv.bias, conv.stride)
-
-    band = max(_LEAST_ROWS, source.band // stride)
-    return Rows(height, width, make, band=band, ledger=source.ledger)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from oldrestore.ops import map_of_rows
 
+LEAST_ROWS = 8  # of a band, where a layer of stride 2 halves it
 Make = Callable[[int, int], Tensor]  # of rows [top, bottom) of a map
 
 

@@ -14,12 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oldrestore.attention import PartialNonlocal
-from oldrestore.layers import Conv1x1, Conv3x3, Downsample, ResidualBlock, shuffled, unshuffled
+from oldrestore.layers import (
+    Conv1x1,
+    Conv3x3,
+    Downsample,
+    ResidualBlock,
+    doubled,
+    shuffled,
+    smoothed,
+    unshuffled,
+)
 from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
 from oldrestore.mask import ScratchDetector
 from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
-from oldrestore.tiling.rows import Rows, cell_by_cell, neighbourhood, next_from
+from oldrestore.refiner import TAPS, Bottleneck, Refiner
+from oldrestore.tiling.rows import LEAST_ROWS, Rows, cell_by_cell, neighbourhood, next_from
 from oldrestore.vae import Decoder, Encoder
 
 _ROW_PADDING = {"zero": "constant", "zeros": "constant", "reflect": "reflect"}
@@ -121,6 +131,36 @@ def logits_of(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
     return through(detector.tail, features)
 
 
+@through.register
+def _(block: Bottleneck, source: Rows) -> Rows:
+    filtered = strided(block.filter, cell_by_cell([source], block.widened))
+    return cell_by_cell([filtered, *([source] if block.is_residual else [])], block.narrowed)
+
+
+def refined(refiner: Refiner, image: Rows, logits: Rows, of_mirrored: Rows, both: Rows) -> Rows:
+    """Logits of both views, as the refiner corrects them; see its ``forward``."""
+    trunk = refiner.trunk
+    stem = through(trunk.stem, cell_by_cell([image], trunk.normalised))
+    x, taken = cell_by_cell([stem], F.relu6), list[Rows]()
+    for index, block in enumerate(trunk.blocks):
+        x = through(block, x)
+        if index in TAPS:
+            taken.append(through(refiner.take[len(taken)], x))
+    deep = taken.pop()
+    while taken:
+        deep = added(twice(deep), taken.pop())
+    shown = cell_by_cell([logits, of_mirrored], refiner.shown)
+    sums = added(deep, through(refiner.see, shown))
+    correction = cell_by_cell([sums], refiner.judged, scale=2)
+    return cell_by_cell([correction, both], lambda change, x: refiner.corrected(x, change))
+
+
+def twice(source: Rows) -> Rows:
+    """A map at twice its sides, bilinearly."""
+    wide = cell_by_cell([source], doubled, scale=2)
+    return neighbourhood(wide, smoothed, 1, padding="replicate")
+
+
 def translated(networks: Networks, filled: Rows, mask: Rows) -> Rows:
     """Encode, map, decode: image with its holes filled, mask -> restored image, not clamped."""
     latent = through(networks.vae_old_encoder, filled)
@@ -202,3 +242,27 @@ def convolved(
     return neighbourhood(
         source, add, 1, padding=_ROW_PADDING[padding], step=BAND_ROWS, residual=residual
     )
+
+
+def strided(conv: nn.Conv2d | nn.ConvTranspose2d, source: Rows) -> Rows:
+    """A convolution of any size whose stride divides the map's sides."""
+    assert isinstance(conv, nn.Conv2d)
+    size, stride, padding = (int(x[0]) for x in (conv.kernel_size, conv.stride, conv.padding))
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    height, width = (
+        (side + 2 * padding - size) // stride + 1 for side in (source.height, source.width)
+    )
+    cursor = source.cursor()
+
+    def make(top: int, bottom: int) -> Tensor:
+        first, last = top * stride - padding, (bottom - 1) * stride - padding + size
+        above, below = max(0, -first), max(0, last - source.height)
+        keep_from = source.height if bottom == height else bottom * stride - padding
+        window = cursor.window(first + above, last - below, keep_from)
+        if above or below:
+            window = F.pad(window, (0, 0, above, below), mode=mode)
+        window = F.pad(window, (padding, padding, 0, 0), mode=mode)
+        return F.conv2d(window, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+
+    band = max(LEAST_ROWS, source.band // stride)
+    return Rows(height, width, make, band=band, ledger=source.ledger)

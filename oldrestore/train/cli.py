@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from oldrestore.config import Defaults
 from oldrestore.layers import choose_backend
+from oldrestore.networks import DEFAULT_WEIGHTS
 from oldrestore.train import denoise as denoise_stage
 from oldrestore.train import face as face_stage
 from oldrestore.train import mapping as mapping_stage
@@ -32,6 +33,7 @@ from oldrestore.train.config import (
 )
 from oldrestore.train.flags import flags_of, given, overrides_of, settings_of
 from oldrestore.train.loop import Stage, Trainer
+from oldrestore.train.refiner import refine
 from oldrestore.train.release import write_face_release, write_release
 from oldrestore.train.threshold import choose_threshold
 
@@ -202,6 +204,47 @@ def mask(
     common.train(run, settings, make)
 
 
+def refiner(
+    output: Path,
+    *,
+    common: Common,
+    backbone: Path,
+    old: list[Path] | None = None,
+    textures: Path | None = None,
+    crops: int = 3000,
+    batches: int = 4000,
+    width: int = 64,
+    flags: Any = None,
+) -> None:
+    """Give a detector a refiner, which sees the photo through MobileNetV2; prints JSON.
+
+    Args:
+        output: the weights file to write: that of --init-from, or the one shipped, with a refiner.
+        backbone: weights of MobileNetV2.
+        old: folders of real old photos, as further ground to lay damage on.
+        textures: folder of damage textures, as in training the detector.
+        crops: how many to learn from.
+        batches: of cells, how many to learn from.
+        width: of the refiner's hidden layers.
+    """
+    settings = settings_of(MaskSettings, common.preset, flags)
+    if common.threads is not None:
+        torch.set_num_threads(common.threads)
+    found = refine(
+        output,
+        settings,
+        weights=common.init_from or DEFAULT_WEIGHTS,
+        backbone=backbone,
+        clean=common.clean,
+        old=old or [],
+        textures=textures,
+        crops=crops,
+        cells=batches,
+        width=width,
+    )
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
 def threshold(
     detector: Path,
     *,
@@ -348,9 +391,10 @@ def release_face(output: Path, *, face: Path, about: Path | None = None) -> None
 vae.__annotations__["flags"] = flags_of(VAESettings, frozenset({"domain"}))
 mapping.__annotations__["flags"] = flags_of(MappingSettings)
 mask.__annotations__["flags"] = threshold.__annotations__["flags"] = flags_of(MaskSettings)
+refiner.__annotations__["flags"] = flags_of(MaskSettings)
 tone.__annotations__["flags"] = flags_of(ToneSettings)
 denoise.__annotations__["flags"] = flags_of(DenoiseSettings)
 face.__annotations__["flags"] = flags_of(FaceSettings)
 release.__annotations__["defaults"] = Annotated[overrides_of(Defaults) | None, Parameter(name="*")]
-for command in (vae, mapping, mask, threshold, tone, denoise, face, release, release_face):
+for command in (vae, mapping, mask, refiner, threshold, tone, denoise, face, release, release_face):
     app.command(command)

@@ -21,7 +21,7 @@ GrownLayout = DetectorConfig | PaperDetectorConfig | MappingConfig | PaperMappin
 
 
 def fill_grown(source: Source, network: Grown, name: str, layout: GrownLayout) -> None:
-    """Give ``network`` the weights of ``name``, which may have fewer residual blocks.
+    """Give ``network`` the weights of ``name``, which may have fewer residual blocks, or a refiner.
 
     Args:
         layout: what ``network`` was built from.
@@ -51,7 +51,8 @@ def _fewer_blocks(theirs: dict[str, Any], layout: GrownLayout) -> dict[str, Any]
         is_fewer = len(counts) == len(layout.blocks) and all(
             few <= many for few, many in zip(counts, layout.blocks, strict=True)
         )
-        return {"blocks": counts} if is_fewer else {}
+        # a refiner belongs to the detector it was taught with: it is left behind
+        return {"blocks": counts, "refiner": theirs.get("refiner", 0)} if is_fewer else {}
     if isinstance(layout, MappingConfig):
         names = ("blocks", "core_blocks")
         is_fewer = all(theirs.get(name, float("inf")) <= getattr(layout, name) for name in names)

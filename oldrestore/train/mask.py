@@ -25,7 +25,7 @@ from oldrestore.degradation import (
     sample_degradation,
 )
 from oldrestore.detection import DetectionScores
-from oldrestore.mask import PaperDetector, ScratchDetector, make_detector
+from oldrestore.mask import DetectorConfig, PaperDetector, ScratchDetector, make_detector
 from oldrestore.train import losses
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import Batch, PhotoFolders, crop, smallest_px
@@ -160,8 +160,11 @@ def make_stage(
             have fewer residual blocks on the way down.
 
     Raises:
-        ValueError: a folder is missing or holds nothing readable, or the network does not fit.
+        ValueError: a folder is missing or holds nothing readable, or the network does not fit, or
+            it has a refiner, which is taught afterwards.
     """
+    if isinstance(settings.network, DetectorConfig) and settings.network.refiner:
+        raise ValueError("network.refiner: train without, then teach one with `train refiner`")
     torch.manual_seed(settings.seed)
     detector = make_detector(settings.network)
     teacher = None
@@ -219,9 +222,7 @@ def held_out_crops(
     smallest = smallest_px(settings, held_out=True)
     photos = PhotoFolders(clean, held_out=True, smallest_px=smallest)
     pieces = None if textures is None else textures.split(HELD_OUT_TEXTURES)[1]
-    whole = replace(settings.degradation, photo_px=(0.0, 0.0))
-    film = replace(whole, p_film=1.0, film_coverage=FILM_COVERAGE)
-    mixes = (replace(whole, p_film=0.0, p_large=0.0, p_blotches=0.0), film)
+    mixes = (ordinary(settings), film_like(settings))
     plain = replace(
         settings,
         native_share=1.0,
@@ -231,6 +232,18 @@ def held_out_crops(
         candidates=1,
     )
     return LabelledDamage(photos, None, plain, mixes, pieces)
+
+
+def ordinary(settings: MaskSettings) -> DegradationSettings:
+    """The settings' damage as evaluation has it: crops are whole photos, and no film's damage."""
+    whole = replace(settings.degradation, photo_px=(0.0, 0.0))
+    return replace(whole, p_film=0.0, p_large=0.0, p_blotches=0.0)
+
+
+def film_like(settings: MaskSettings) -> DegradationSettings:
+    """A film's damage."""
+    whole = replace(settings.degradation, photo_px=(0.0, 0.0))
+    return replace(whole, p_film=1.0, film_coverage=FILM_COVERAGE)
 
 
 def probability(detector: Detector, degraded: Tensor) -> Tensor:

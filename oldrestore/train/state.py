@@ -82,7 +82,8 @@ def check_settings(theirs: Mapping[str, Any], settings: LoopSettings, folder: Pa
 
     Args:
         theirs: as they stand in its state. A setting that the run did not have yet was as its
-            default now is; one of the degradation, as it is for evaluation.
+            default now is; one of the degradation, as it is for evaluation; a part of the detector,
+            as it is in the default.
         settings: that it shall go on with.
         folder: of the run, for messages.
 
@@ -92,8 +93,9 @@ def check_settings(theirs: Mapping[str, Any], settings: LoopSettings, folder: Pa
     ours = _as_json(settings)
     filled = _as_json(type(settings)()) | dict(theirs)
     for field in fields(settings):
-        if isinstance(getattr(settings, field.name), DegradationSettings):
-            filled[field.name] = _as_json(DegradationSettings()) | filled[field.name]
+        value = getattr(settings, field.name)
+        if isinstance(value, DegradationSettings | DetectorConfig):
+            filled[field.name] = _as_json(type(value)()) | filled[field.name]
     for name in ours:
         if name not in MAY_CHANGE and filled[name] != ours[name]:
             raise ValueError(
@@ -187,6 +189,8 @@ class Source:
                 "give the preset that they were trained at"
             )
         theirs = self.config.get("vae" if name.startswith("vae") else name) or {}
+        if isinstance(layout, DetectorConfig):  # runs from before there were refiners have none
+            theirs = {"refiner": 0, **theirs}
         for field, ours in json.loads(json.dumps(asdict(layout))).items():
             if theirs.get(field) != ours:
                 raise ValueError(

@@ -15,7 +15,7 @@ import torch
 
 from oldrestore.degradation import TextureSet
 from oldrestore.detection import BINS, DetectionScores
-from oldrestore.mask import make_detector
+from oldrestore.mask import DetectorConfig, make_detector
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import fixed_batch, validation_crop_px
 from oldrestore.train.mask import held_out_crops, score_mixes
@@ -50,8 +50,11 @@ def choose_threshold(
         ValueError: a folder holds nothing readable, or the network does not fit.
     """
     source = read_source(detector)
-    network = make_detector(settings.network)
-    source.fill(network, source.name_of("mask"), settings.network)
+    layout = settings.network
+    if isinstance(layout, DetectorConfig):
+        layout = replace(layout, refiner=(source.config.get("mask") or {}).get("refiner", 0))
+    network = make_detector(layout)
+    source.fill(network, source.name_of("mask"), layout)
     network.eval()
     pieces = None if textures is None else TextureSet.from_folder(textures)
     samples = held_out_crops(settings, clean, pieces)

@@ -49,11 +49,14 @@ def _photo(height: int, width: int) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.fixture
-def detector() -> ScratchDetector:
+@pytest.fixture(params=[0, 64], ids=["plain", "refined"])
+def detector(request: pytest.FixtureRequest) -> ScratchDetector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ScratchDetector(DetectorConfig()).eval()
+        detector = ScratchDetector(DetectorConfig(refiner=request.param)).eval()
+        if detector.refiner is not None:
+            torch.nn.init.normal_(detector.refiner.tail[0].weight, std=0.1)
+        return detector
 
 
 def _whole(detector: ScratchDetector, image: Tensor) -> Tensor:

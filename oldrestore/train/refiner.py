@@ -1,0 +1,268 @@
+"""Teach a refiner to tell what a scratch detector rightly suspects from what it wrongly does.
+
+What is suspect in a crop looks alike, and a batch of a few crops says little. So cells are gathered
+first, some hundred of each of some thousand crops, with all that the refiner sees of them; then it
+learns from batches of cells of all crops. Detector and MobileNetV2 stay as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oldrestore.checkpoint import config_from_json, read_checkpoint, write_checkpoint
+from oldrestore.config import restorer_config
+from oldrestore.degradation import TextureSet
+from oldrestore.detection import TOLERANCE_PX, grow
+from oldrestore.layers import unshuffled
+from oldrestore.mask import DetectorConfig, ScratchDetector, agreed
+from oldrestore.refiner import CELL, SUSPICION, Refiner, twice
+from oldrestore.train.config import MaskSettings
+from oldrestore.train.data import Batch, batches
+from oldrestore.train.mask import LabelledDamage, damaged_crops, film_like, ordinary
+from oldrestore.train.state import read_source
+
+AT_ONCE = 2  # crops whose features are in memory together
+CELLS_A_CROP = 800
+BATCH = 2048  # cells
+LR = 2e-3
+WEIGHT_DECAY = 0.05
+DROPOUT = 0.2
+LEAST_STD = 0.05  # of a feature: what hardly changes is not blown up
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What is known of n suspect cells of 2 x 2 pixels.
+
+    seen: (n, C) float16, what the refiner sees. logits: (n, 4), of both views. labels: (n, 4), 1
+    where damage shows. counts: (n, 4), 1 where a pixel teaches anything.
+    """
+
+    seen: Tensor
+    logits: Tensor
+    labels: Tensor
+    counts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Cells"]) -> "Cells":
+        """All cells of several."""
+        tensors = zip(*((x.seen, x.logits, x.labels, x.counts) for x in parts), strict=True)
+        return cls(*(torch.cat(some) for some in tensors))
+
+
+def refine(
+    output: Path,
+    settings: MaskSettings,
+    *,
+    weights: Path,
+    backbone: Path,
+    clean: Sequence[Path],
+    old: Sequence[Path] = (),
+    textures: Path | None = None,
+    crops: int,
+    cells: int,
+    width: int,
+) -> dict[str, Any]:
+    """Write a weights file whose detector has a new refiner.
+
+    Args:
+        output: the file.
+        settings: whose damage, crops and seed are taken. Every third crop each has damage as its
+            settings say, ordinary damage, and a film's.
+        weights: file to refine the detector of; everything else is taken from it too.
+        backbone: MobileNetV2's weights, see ``perceptual.load_backbone``.
+        clean, old, textures: as in training the detector.
+        crops: how many to gather cells of.
+        cells: how many batches of cells to learn from.
+        width: of the refiner's hidden layers.
+
+    Returns:
+        "cells", and the mean loss on them "before" and "after".
+
+    Raises:
+        ValueError: a file or folder is not what it should be, or nothing suspect was found.
+        FileNotFoundError: there is no such file.
+    """
+    source = read_source(weights)
+    if source.kind != "compact" or "defaults" not in source.config:
+        raise ValueError(f"weights: {weights}: expected a weights file of compact")
+    layout = config_from_json(DetectorConfig, source.config["mask"], f"{weights}: config.mask")
+    plain = ScratchDetector(replace(layout, refiner=0)).eval().requires_grad_(False)
+    plain.load_state_dict(
+        {
+            key.removeprefix("mask."): value
+            for key, value in source.tensors.items()
+            if key.startswith("mask.") and not key.startswith("mask.refiner.")
+        }
+    )
+    multiple = replace(layout, refiner=width).align_px
+    if settings.crop_px % multiple:
+        raise ValueError(f"crop_px: expected a multiple of {multiple}, got {settings.crop_px}")
+    torch.manual_seed(settings.seed)
+    refiner = Refiner(width).eval()
+    refiner.trunk.load(backbone)
+    pieces = None if textures is None else TextureSet.from_folder(textures)
+    samples = damaged_crops(settings, clean, pieces, old=old)
+    mixes = (settings.degradation, ordinary(settings), film_like(settings))
+    samples = replace(samples, degradations=mixes)
+    gathered = gather(plain, refiner, samples, settings, crops)
+    report = learn(refiner, gathered, steps=cells, seed=settings.seed)
+    _write(output, weights, refiner, width)
+    return report
+
+
+@torch.inference_mode()
+def gather(
+    detector: ScratchDetector,
+    refiner: Refiner,
+    samples: LabelledDamage,
+    settings: MaskSettings,
+    crops: int,
+) -> Cells:
+    """Suspect cells of as many crops.
+
+    Raises:
+        ValueError: there are none.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    drawn = batches(samples, replace(settings, batch=AT_ONCE, steps=-(-crops // AT_ONCE)))
+    found = [_suspects(detector, refiner, batch, settings, generator) for batch in drawn]
+    gathered = Cells.joined(found)
+    if not len(gathered):
+        raise ValueError(f"crops: nothing suspect in {crops} of them; take more, or more damage")
+    return gathered
+
+
+def _suspects(
+    detector: ScratchDetector,
+    refiner: Refiner,
+    batch: Batch,
+    settings: MaskSettings,
+    generator: torch.Generator,
+) -> Cells:
+    image = batch["degraded"]
+    logits, of_mirrored = (detector.at_two_scales(x) for x in (image, image.flip(-1)))
+    both = agreed(logits, of_mirrored)
+    near = grow(batch["label"], TOLERANCE_PX) > 0
+    sound = grow(torch.maximum(batch["label"], batch["damaged"]), TOLERANCE_PX) == 0
+    is_old = batch["is_old"]
+    if is_old.any():  # of their own damage nobody knows
+        own = detector.probability(batch["ground"][is_old]) > settings.own_damage
+        sound[is_old] &= ~own
+        near[is_old] &= ~own | (batch["label"][is_old] > 0)
+    counts = (both > SUSPICION) & (near | sound)
+    maps = refiner.trunk(image)
+    for index in range(len(maps)):
+        for _ in range(index):
+            maps[index] = twice(maps[index])
+    maps.append(unshuffled(refiner.shown(logits, of_mirrored.half()), 2))
+    seen = torch.cat(maps, dim=1)
+    parts = []
+    for one in range(len(image)):
+        cells = [unshuffled(x[one, None].float(), 2)[0].flatten(1).T for x in (both, near, counts)]
+        chosen = cells[2].any(dim=1).nonzero()[:, 0]
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:CELLS_A_CROP]]
+        features = seen[one].flatten(1)[:, chosen].T.half()
+        parts.append(Cells(features, *(x[chosen] for x in cells)))
+    return Cells.joined(parts)
+
+
+def learn(refiner: Refiner, cells: Cells, *, steps: int, seed: int) -> dict[str, Any]:
+    """Fit all of the refiner but its trunk to cells, by binary cross-entropy.
+
+    Returns:
+        "cells", and the mean loss on them "before" and "after".
+    """
+    mean, std = _moments(cells.seen)
+    width = refiner.hidden.in_channels
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        last = nn.Linear(width, CELL)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        first = [nn.Linear(len(mean), width), nn.ReLU(), nn.Dropout(DROPOUT)]
+        network = nn.Sequential(*first, nn.Linear(width, width), nn.ReLU(), last)
+        before = _loss(network, cells, mean, std)
+        optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps)
+        for _ in range(steps):
+            chosen = torch.randint(len(cells), (BATCH,))
+            change = network((cells.seen[chosen].float() - mean) / std)
+            loss = _cross_entropy(change, cells, chosen)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        network.eval()
+        after = _loss(network, cells, mean, std)
+    _put(network, refiner, mean, std)
+    return {"cells": len(cells), "before": before, "after": after}
+
+
+def _cross_entropy(change: Tensor, cells: Cells, chosen: Tensor | slice) -> Tensor:
+    counts = cells.counts[chosen]
+    return F.binary_cross_entropy_with_logits(
+        cells.logits[chosen] + change, cells.labels[chosen], counts, reduction="sum"
+    ) / counts.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def _loss(network: nn.Sequential, cells: Cells, mean: Tensor, std: Tensor) -> float:
+    """The mean loss over all cells."""
+    total = 0.0
+    for start in range(0, len(cells), BATCH):
+        chosen = slice(start, start + BATCH)
+        change = network((cells.seen[chosen].float() - mean) / std)
+        total += float(_cross_entropy(change, cells, chosen)) * float(cells.counts[chosen].sum())
+    return total / float(cells.counts.sum())
+
+
+def _moments(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each feature, (C,)."""
+    sums, squares = (torch.zeros(seen.shape[1], dtype=torch.float64) for _ in range(2))
+    for some in torch.split(seen, BATCH):
+        sums += some.double().sum(dim=0)
+        squares += some.double().square().sum(dim=0)
+    mean = sums / len(seen)
+    std = (squares / len(seen) - mean.square()).clamp(min=LEAST_STD**2).sqrt()
+    return mean.float(), std.float()
+
+
+@torch.no_grad()
+def _put(network: nn.Sequential, refiner: Refiner, mean: Tensor, std: Tensor) -> None:
+    """What was learnt of standardised features, as the refiner's layers."""
+    first, second, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    weight = first.weight / std
+    see, tail = refiner.see[1], refiner.tail[0]
+    assert isinstance(see, nn.Conv2d)
+    assert isinstance(tail, nn.Conv2d)
+    layers = [layer for layer in refiner.take if isinstance(layer, nn.Conv2d)] + [see]
+    parts = torch.split(weight, [layer.in_channels for layer in layers], dim=1)
+    for layer, part in zip(layers, parts, strict=True):
+        assert layer.bias is not None
+        layer.weight.copy_(part[:, :, None, None])
+        layer.bias.zero_()
+    assert see.bias is not None
+    see.bias.copy_(first.bias - weight @ mean)
+    for conv, linear in ((refiner.hidden, second), (tail, last)):
+        assert conv.bias is not None
+        conv.weight.copy_(linear.weight[:, :, None, None])
+        conv.bias.copy_(linear.bias)
+
+
+def _write(output: Path, weights: Path, refiner: Refiner, width: int) -> None:
+    """The weights file with the refiner in it."""
+    checkpoint = read_checkpoint(weights)
+    config = asdict(restorer_config(checkpoint.config, f"{weights}: config"))
+    config["mask"]["refiner"] = width
+    kept = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("mask.refiner.")}
+    new = {f"mask.refiner.{key}": value for key, value in refiner.state_dict().items()}
+    write_checkpoint(output, kept | new, config, checkpoint.about, half=True)
