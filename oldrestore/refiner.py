@@ -28,7 +28,7 @@ STEM_CHANNELS = 32
 TAPS = (0, 2, 5, 12)  # MobileNetV2's last blocks at each scale from 1/2 to 1/16 of the side
 CELL_PX = 16  # sides of what it is shown are multiples of this
 CELL = 4  # pixels that are judged together
-SUSPICION = -3.0  # logit above which a pixel is judged: a probability of about 0.05
+SUSPICION = -6.0  # logit above which a pixel is judged: a probability of about 0.0025
 
 
 class Depthwise(nn.Conv2d):

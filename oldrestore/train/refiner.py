@@ -5,7 +5,7 @@ first, some hundred of each of some thousand crops, with all that the refiner se
 learns from batches of cells of all crops. Detector and MobileNetV2 stay as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,13 @@ class Cells:
     """What is known of n suspect cells of 2 x 2 pixels.
 
     seen: (n, C) float16, what the refiner sees. logits: (n, 4), of both views. labels: (n, 4), 1
-    where damage shows. counts: (n, 4), 1 where a pixel teaches anything.
+    where damage shows. weights: (n, 4), how much a pixel counts, 0 where it teaches nothing.
     """
 
     seen: Tensor
     logits: Tensor
     labels: Tensor
-    counts: Tensor
+    weights: Tensor
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -54,7 +54,7 @@ class Cells:
     @classmethod
     def joined(cls, parts: Sequence["Cells"]) -> "Cells":
         """All cells of several."""
-        tensors = zip(*((x.seen, x.logits, x.labels, x.counts) for x in parts), strict=True)
+        tensors = zip(*((x.seen, x.logits, x.labels, x.weights) for x in parts), strict=True)
         return cls(*(torch.cat(some) for some in tensors))
 
 
@@ -151,14 +151,13 @@ def _suspects(
     image = batch["degraded"]
     logits, of_mirrored = (detector.at_two_scales(x) for x in (image, image.flip(-1)))
     both = agreed(logits, of_mirrored)
-    near = grow(batch["label"], TOLERANCE_PX) > 0
+    shows = batch["label"] > 0
     sound = grow(torch.maximum(batch["label"], batch["damaged"]), TOLERANCE_PX) == 0
     is_old = batch["is_old"]
     if is_old.any():  # of their own damage nobody knows
         own = detector.probability(batch["ground"][is_old]) > settings.own_damage
         sound[is_old] &= ~own
-        near[is_old] &= ~own | (batch["label"][is_old] > 0)
-    counts = (both > SUSPICION) & (near | sound)
+    teaches = (both > SUSPICION) & (shows | sound)  # not what is next to damage
     maps = refiner.trunk(image)
     for index in range(len(maps)):
         for _ in range(index):
@@ -167,12 +166,30 @@ def _suspects(
     seen = torch.cat(maps, dim=1)
     parts = []
     for one in range(len(image)):
-        cells = [unshuffled(x[one, None].float(), 2)[0].flatten(1).T for x in (both, near, counts)]
-        chosen = cells[2].any(dim=1).nonzero()[:, 0]
-        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:CELLS_A_CROP]]
-        features = seen[one].flatten(1)[:, chosen].T.half()
-        parts.append(Cells(features, *(x[chosen] for x in cells)))
+        logits_of, labels, counts = (
+            unshuffled(x[one, None].float(), 2)[0].flatten(1).T for x in (both, shows, teaches)
+        )
+        features = seen[one].flatten(1)
+        parts += [
+            Cells(features[:, some].T.half(), logits_of[some], labels[some], weights)
+            for some, weights in _chosen(labels * counts, counts, generator)
+        ]
     return Cells.joined(parts)
+
+
+def _chosen(
+    shows: Tensor, counts: Tensor, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cells with damage, and cells without: their places, and the weights (n, 4) of their pixels.
+
+    The square root of how many each stands for: large damage counts for more than small, but no
+    single crop for very much.
+    """
+    is_damaged = shows.any(dim=1)
+    for kind in (is_damaged, counts.any(dim=1) & ~is_damaged):
+        places = kind.nonzero()[:, 0]
+        some = places[torch.randperm(len(places), generator=generator)[: CELLS_A_CROP // 2]]
+        yield some, counts[some] * (len(places) / max(len(some), 1)) ** 0.5
 
 
 def learn(refiner: Refiner, cells: Cells, *, steps: int, seed: int) -> dict[str, Any]:
@@ -208,10 +225,10 @@ def learn(refiner: Refiner, cells: Cells, *, steps: int, seed: int) -> dict[str,
 
 
 def _cross_entropy(change: Tensor, cells: Cells, chosen: Tensor | slice) -> Tensor:
-    counts = cells.counts[chosen]
+    weights = cells.weights[chosen]
     return F.binary_cross_entropy_with_logits(
-        cells.logits[chosen] + change, cells.labels[chosen], counts, reduction="sum"
-    ) / counts.sum().clamp(min=1)
+        cells.logits[chosen] + change, cells.labels[chosen], weights, reduction="sum"
+    ) / weights.sum().clamp(min=1)
 
 
 @torch.no_grad()
@@ -221,8 +238,8 @@ def _loss(network: nn.Sequential, cells: Cells, mean: Tensor, std: Tensor) -> fl
     for start in range(0, len(cells), BATCH):
         chosen = slice(start, start + BATCH)
         change = network((cells.seen[chosen].float() - mean) / std)
-        total += float(_cross_entropy(change, cells, chosen)) * float(cells.counts[chosen].sum())
-    return total / float(cells.counts.sum())
+        total += float(_cross_entropy(change, cells, chosen)) * float(cells.weights[chosen].sum())
+    return total / float(cells.weights.sum())
 
 
 def _moments(seen: Tensor) -> tuple[Tensor, Tensor]:
