@@ -7,8 +7,6 @@ et al., CVPR 2018), which stay as they are, and learns a correction of the logit
 and from the logits themselves.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +20,6 @@ from oldrestore.layers import (
     doubled,
     smoothed,
 )
-from oldrestore.perceptual import load_backbone
 
 STEM_CHANNELS = 32
 TAPS = (0, 2, 5, 12)  # MobileNetV2's last blocks at each scale from 1/2 to 1/16 of the side
@@ -100,26 +97,6 @@ class Trunk(nn.Module):
             if index in TAPS:
                 found.append(x)
         return found
-
-    def load(self, path: Path) -> None:
-        """Take the weights from a file of the whole MobileNetV2; see ``load_backbone``.
-
-        Raises:
-            FileNotFoundError, ValueError: there is none, or it is of another network.
-        """
-        first, *blocks = load_backbone(path, "mobilenet_v2").trunk
-        stem = next(first.children())
-        assert isinstance(stem, nn.Conv2d)
-        assert stem.bias is not None
-        state = {"stem.1.weight": over_cells(stem.weight), "stem.1.bias": stem.bias}
-        for index, (mine, theirs) in enumerate(zip(self.blocks, blocks, strict=False)):
-            names = [name for name, x in mine.named_children() if isinstance(x, nn.Conv2d)]
-            convolutions = [x for x in theirs.modules() if isinstance(x, nn.Conv2d)]
-            for name, source in zip(names, convolutions, strict=True):
-                assert source.bias is not None
-                state[f"blocks.{index}.{name}.weight"] = source.weight
-                state[f"blocks.{index}.{name}.bias"] = source.bias
-        self.load_state_dict(state)
 
 
 def over_cells(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import oldrestore
 
 PACKAGE = Path(oldrestore.__file__).parent
-NETWORKS = {"mask", "tone", "denoise", "vae", "mapping"}
+NETWORKS = {"mask", "refiner", "tone", "denoise", "vae", "mapping"}
 LEAVES = {
     "backbones",
     "checkpoint",
@@ -42,7 +42,8 @@ ALLOWED = {
     "device": {"ops"},
     "layers": {"ops"},
     "attention": {"ops", "layers"},
-    "mask": {"ops", "layers"},
+    "refiner": {"backbones", "layers"},
+    "mask": {"ops", "layers", "refiner"},
     "tone": {"ops", "layers"},
     "denoise": set(),
     "vae": {"ops", "layers"},
@@ -79,7 +80,7 @@ ALLOWED = {
         "vae",
         *LEAVES,
     },
-    "train": {"face", "pipeline", *BELOW_TRAINING},
+    "train": {"face", "networks", "pipeline", *BELOW_TRAINING},
     "cli": {
         "",
         "batch",

@@ -20,7 +20,8 @@ from oldrestore.degradation import TextureSet
 from oldrestore.detection import TOLERANCE_PX, grow
 from oldrestore.layers import unshuffled
 from oldrestore.mask import DetectorConfig, ScratchDetector, agreed
-from oldrestore.refiner import CELL, SUSPICION, Refiner, twice
+from oldrestore.perceptual import load_backbone
+from oldrestore.refiner import CELL, SUSPICION, Refiner, Trunk, over_cells, twice
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.data import Batch, batches
 from oldrestore.train.mask import LabelledDamage, damaged_crops, film_like, ordinary
@@ -108,7 +109,7 @@ def refine(
         raise ValueError(f"crop_px: expected a multiple of {multiple}, got {settings.crop_px}")
     torch.manual_seed(settings.seed)
     refiner = Refiner(width).eval()
-    refiner.trunk.load(backbone)
+    load_trunk(refiner.trunk, backbone)
     pieces = None if textures is None else TextureSet.from_folder(textures)
     samples = damaged_crops(settings, clean, pieces, old=old)
     mixes = (settings.degradation, ordinary(settings), film_like(settings))
@@ -117,6 +118,27 @@ def refine(
     report = learn(refiner, gathered, steps=cells, seed=settings.seed)
     _write(output, weights, refiner, width)
     return report
+
+
+def load_trunk(trunk: Trunk, path: Path) -> None:
+    """Give it the weights from a file of the whole MobileNetV2; see ``load_backbone``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is of another network.
+    """
+    first, *blocks = load_backbone(path, "mobilenet_v2").trunk
+    stem = next(first.children())
+    assert isinstance(stem, nn.Conv2d)
+    assert stem.bias is not None
+    state = {"stem.1.weight": over_cells(stem.weight), "stem.1.bias": stem.bias}
+    for index, (mine, theirs) in enumerate(zip(trunk.blocks, blocks, strict=False)):
+        names = [name for name, x in mine.named_children() if isinstance(x, nn.Conv2d)]
+        convolutions = [x for x in theirs.modules() if isinstance(x, nn.Conv2d)]
+        for name, source in zip(names, convolutions, strict=True):
+            assert source.bias is not None
+            state[f"blocks.{index}.{name}.weight"] = source.weight
+            state[f"blocks.{index}.{name}.bias"] = source.bias
+    trunk.load_state_dict(state)
 
 
 @torch.inference_mode()

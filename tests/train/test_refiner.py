@@ -10,17 +10,19 @@ import torch
 
 from oldrestore.checkpoint import read_checkpoint, write_checkpoint
 from oldrestore.mask import DetectorConfig
+from oldrestore.perceptual import load_backbone
 from oldrestore.pipeline import Restorer
-from oldrestore.refiner import Refiner
+from oldrestore.refiner import Refiner, Trunk
 from oldrestore.train import mask
 from oldrestore.train.cli import app
 from oldrestore.train.config import MaskSettings
 from oldrestore.train.presets import preset
-from oldrestore.train.refiner import Cells, learn, refine
+from oldrestore.train.refiner import Cells, learn, load_trunk, refine
 from oldrestore.train.state import check_settings
 from oldrestore.train.threshold import choose_threshold
 
 SETTINGS = replace(preset(MaskSettings, "tiny"), crop_px=64, workers=0)
+LAYERS = (1, 3, 6, 13)  # of MobileNetV2, whose maps are taken
 Teach = Callable[..., Path]
 
 
@@ -35,6 +37,21 @@ def teach(weights: Path, mobilenet_file: Path, clean_folder: Path, tmp_path: Pat
         return path
 
     return run
+
+
+def test_the_trunk_sees_what_mobilenet_sees(mobilenet_file: Path) -> None:
+    trunk = Trunk()
+    load_trunk(trunk, mobilenet_file)
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        found = trunk(image)
+        x, expected = trunk.normalised(image), []
+        for index, layer in enumerate(load_backbone(mobilenet_file).trunk):
+            x = layer(x)
+            if index in LAYERS:
+                expected.append(x)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def test_everything_else_stays_as_it_was(teach: Teach, weights: Path) -> None:
