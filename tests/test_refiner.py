@@ -57,7 +57,7 @@ def test_photos_are_padded_to_the_trunks_cells_too() -> None:
     assert DetectorConfig(refiner=4).align_px == 32
 
 
-def test_a_shorter_trunk_has_no_gradients() -> None:
+def test_the_trunk_is_not_taught() -> None:
     refiner = Refiner(4)
     learnt = {name for name, x in refiner.named_parameters() if x.requires_grad}
     assert learnt

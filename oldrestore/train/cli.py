@@ -239,7 +239,7 @@ def refiner(
         old=old or [],
         textures=textures,
         crops=crops,
-        cells=batches,
+        steps=batches,
         width=width,
     )
     sys.stdout.write(json.dumps(found, indent=1) + "\n")

@@ -69,7 +69,7 @@ def refine(
     old: Sequence[Path] = (),
     textures: Path | None = None,
     crops: int,
-    cells: int,
+    steps: int,
     width: int,
 ) -> dict[str, Any]:
     """Write a weights file whose detector has a new refiner.
@@ -82,7 +82,7 @@ def refine(
         backbone: MobileNetV2's weights, see ``perceptual.load_backbone``.
         clean, old, textures: as in training the detector.
         crops: how many to gather cells of.
-        cells: how many batches of cells to learn from.
+        steps: how many batches of cells to learn from.
         width: of the refiner's hidden layers.
 
     Returns:
@@ -92,6 +92,11 @@ def refine(
         ValueError: a file or folder is not what it should be, or nothing suspect was found.
         FileNotFoundError: there is no such file.
     """
+    for name, value in (("crops", crops), ("batches", steps), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not output.absolute().parent.is_dir():  # said now, not after half an hour
+        raise ValueError(f"{output}: its folder does not exist")
     source = read_source(weights)
     if source.kind != "compact" or "defaults" not in source.config:
         raise ValueError(f"weights: {weights}: expected a weights file of compact")
@@ -115,7 +120,7 @@ def refine(
     mixes = (settings.degradation, ordinary(settings), film_like(settings))
     samples = replace(samples, degradations=mixes)
     gathered = gather(plain, refiner, samples, settings, crops)
-    report = learn(refiner, gathered, steps=cells, seed=settings.seed)
+    report = learn(refiner, gathered, steps=steps, seed=settings.seed)
     _write(output, weights, refiner, width)
     return report
 

@@ -30,7 +30,7 @@ Teach = Callable[..., Path]
 def teach(weights: Path, mobilenet_file: Path, clean_folder: Path, tmp_path: Path) -> Teach:
     def run(name: str = "refined.safetensors", **changes: object) -> Path:
         path = tmp_path / name
-        asked = {"weights": weights, "clean": [clean_folder], "crops": 8, "cells": 20, "width": 8}
+        asked = {"weights": weights, "clean": [clean_folder], "crops": 8, "steps": 20, "width": 8}
         settings = changes.pop("settings", SETTINGS)
         given = {"backbone": mobilenet_file, **asked, **changes}
         refine(path, settings, **given)  # type: ignore[arg-type]
@@ -143,6 +143,10 @@ def test_what_cannot_be_is_said(
 ) -> None:
     with pytest.raises(ValueError, match="crop_px: expected a multiple of 16, got 40"):
         teach(settings=replace(SETTINGS, crop_px=40))
+    with pytest.raises(ValueError, match="batches: expected at least 1, got 0"):
+        teach(steps=0)
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        teach("nowhere/refined.safetensors")
     with pytest.raises(ValueError, match="holds vgg19, got 'mobilenet_v2'"):
         teach(backbone=vgg_weights)
     sure = read_checkpoint(weights)
