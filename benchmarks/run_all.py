@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent
 FILES = (
     "bench_residual_block.py",
     "bench_conv_norm_act.py",
+    "bench_bottleneck.py",
     "bench_instance_norm_act.py",
     "bench_partial_nonlocal.py",
     "bench_patch_attention.py",

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/bottleneck.hpp"
 #include "cpu/conv_norm_act.hpp"
 #include "cpu/instance_norm_act.hpp"
 #include "cpu/residual_block.hpp"
@@ -250,6 +251,41 @@ void conv_norm_act_gradient(const py::array& x, const PackedWeights& weight, con
   oldrestore::conv_norm_act_gradient(layer, source, target, saved, gradient, to, wanted, threads);
 }
 
+void bottleneck(const py::array& x, const std::optional<py::array>& widen, const Array& widen_bias,
+                const py::array& filters, const Array& filter_bias, const py::array& narrow,
+                const Array& narrow_bias, const py::array& out, int stride, int above, int below,
+                bool is_residual, int threads, const std::string& instruction_set) {
+  oldrestore::Bottleneck block{};
+  block.source = source_of(x, false, threads);
+  block.target = map_of(out, "out");
+  block.width = filters.ndim() > 0 ? filters.shape(0) : 0;
+  block.stride = stride;
+  block.above = above;
+  block.is_residual = is_residual;
+  const int64_t in = block.source.channels, width = block.width, channels = block.target.channels;
+  const int64_t rows = block.source.height - above - below;
+  if (stride != 1 && stride != 2) throw std::invalid_argument("stride: expected 1 or 2");
+  if (above < 0 || above > 1 || below < 0 || below > 1) {
+    throw std::invalid_argument("above, below: expected 0 or 1");
+  }
+  require(block.target.batch == block.source.batch && rows > 0 && rows % stride == 0 &&
+              block.source.width % stride == 0 && block.target.height == rows / stride &&
+              block.target.width == block.source.width / stride && out.writeable(),
+          "out", "a writable array of x's rows and columns, over the stride", out);
+  require(!is_residual || (stride == 1 && channels == in), "out", "x's channels and sides", out);
+  require(widen || width == in, "filters", "as many as x has channels", filters);
+  oldrestore::BottleneckWeights weights{};
+  if (widen) weights.widen = contiguous(*widen, "widen", {width, in});
+  weights.widen_bias = bias_of(widen_bias, "widen_bias", width);
+  weights.filters = contiguous(filters, "filters", {width, 3, 3});
+  weights.filter_bias = bias_of(filter_bias, "filter_bias", width);
+  weights.narrow = contiguous(narrow, "narrow", {channels, width});
+  weights.narrow_bias = bias_of(narrow_bias, "narrow_bias", channels);
+  const auto& kernels = oldrestore::find_kernels(instruction_set);
+  py::gil_scoped_release released;
+  if (x.size() != 0) oldrestore::bottleneck(block, weights, kernels, threads);
+}
+
 oldrestore::Planes planes_of(const py::array& x) {
   const int64_t count = x.ndim() > 0 ? x.shape(0) : 0, size = x.ndim() > 1 ? x.shape(1) : 0;
   return {contiguous(x, "x", {count, size}), count, size};
@@ -350,6 +386,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("grad_weight").noconvert(), py::arg("grad_bias").noconvert(), py::kw_only(),
         py::arg("instance_norm"), py::arg("reflect"), py::arg("slope"), py::arg("threads"),
         "From grad_out to the gradients that are not None; the weight is packed rotated.");
+  m.def("bottleneck", &bottleneck, py::arg("x").noconvert(), py::arg("widen").noconvert(),
+        py::arg("widen_bias").noconvert(), py::arg("filters").noconvert(),
+        py::arg("filter_bias").noconvert(), py::arg("narrow").noconvert(),
+        py::arg("narrow_bias").noconvert(), py::arg("out").noconvert(), py::kw_only(),
+        py::arg("stride"), py::arg("above"), py::arg("below"), py::arg("residual"),
+        py::arg("threads"), py::arg("instruction_set") = "",
+        "out = narrow(relu6(filter(relu6(widen(x))))) [+ x], of x without its neighbours' rows");
   m.def("instance_norm_act", &instance_norm_act, py::arg("x").noconvert(),
         py::arg("out").noconvert(), py::arg("norm").noconvert(), py::kw_only(), py::arg("slope"),
         py::arg("threads"), py::arg("instruction_set") = "",

@@ -15,24 +15,20 @@ from oldrestore.backbones import IMAGENET_MEAN, IMAGENET_STD, MOBILENET_BLOCKS
 from oldrestore.layers import (
     Conv1x1,
     Conv3x3,
-    PixelShuffle,
     PixelUnshuffle,
     doubled,
+    shuffled,
     smoothed,
+    unshuffled,
 )
+from oldrestore.ops import bottleneck, is_static
 
 STEM_CHANNELS = 32
 TAPS = (0, 2, 5, 12)  # MobileNetV2's last blocks at each scale from 1/2 to 1/16 of the side
 CELL_PX = 16  # sides of what it is shown are multiples of this
 CELL = 4  # pixels that are judged together
+DEEP_PX = 4  # of a cell of the second finest features
 SUSPICION = -6.0  # logit above which a pixel is judged: a probability of about 0.0025
-
-
-class Depthwise(nn.Conv2d):
-    """A 3x3 filter for each channel, zeros around the map; of stride 2 it halves even sides."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__(channels, channels, 3, stride, padding=1, groups=channels)
 
 
 class Bottleneck(nn.Module):
@@ -43,26 +39,34 @@ class Bottleneck(nn.Module):
         stride: of the filters.
     """
 
+    operation = "bottleneck"
+
     def __init__(self, channels_in: int, channels_out: int, expansion: int, stride: int) -> None:
         super().__init__()
         width = channels_in * expansion
-        self.widen = Conv1x1(channels_in, width) if expansion != 1 else None
-        self.filter = Depthwise(width, stride)
-        self.narrow = Conv1x1(width, channels_out)
+        self.widen = nn.Conv2d(channels_in, width, 1) if expansion != 1 else None
+        self.filter = nn.Conv2d(width, width, 3, groups=width)
+        self.narrow = nn.Conv2d(width, channels_out, 1)
+        self.stride = stride
         self.is_residual = stride == 1 and channels_in == channels_out
+        self.backend: str | None = None
 
-    def widened(self, x: Tensor) -> Tensor:
-        """What is filtered."""
-        return x if self.widen is None else F.relu6(self.widen(x))
-
-    def narrowed(self, filtered: Tensor, *x: Tensor) -> Tensor:
-        """The result, of what the filters gave; ``x`` is what the block was given, if residual."""
-        narrow: Tensor = self.narrow(F.relu6(filtered))
-        return narrow + x[0] if x else narrow
-
-    def forward(self, x: Tensor) -> Tensor:
-        filtered = self.filter(self.widened(x))
-        return self.narrowed(filtered, x) if self.is_residual else self.narrowed(filtered)
+    def forward(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
+        """A map, or some rows of it with ``above`` and ``below`` neighbours -> its rows."""
+        return bottleneck(
+            x,
+            None if self.widen is None else self.widen.weight,
+            None if self.widen is None else self.widen.bias,
+            self.filter.weight,
+            self.filter.bias,
+            self.narrow.weight,
+            self.narrow.bias,
+            stride=self.stride,
+            is_residual=self.is_residual,
+            above=above,
+            below=below,
+            backend=self.backend,
+        )
 
 
 class Trunk(nn.Module):
@@ -127,9 +131,9 @@ class Refiner(nn.Module):
         super().__init__()
         self.trunk = Trunk()
         self.take = nn.ModuleList(Conv1x1(channels, width) for channels in self.trunk.widths)
-        self.see = nn.Sequential(PixelUnshuffle(2), Conv1x1(2 * CELL, width))
+        self.see = Conv1x1(2 * CELL, width)
         self.hidden = Conv1x1(width, width)
-        self.tail = nn.Sequential(Conv1x1(width, CELL), PixelShuffle(2))
+        self.tail = Conv1x1(width, CELL)
         for parameter in self.tail.parameters():
             nn.init.zeros_(parameter)
 
@@ -143,16 +147,6 @@ class Refiner(nn.Module):
         """
         return torch.cat([logits, of_mirrored.flip(-1).to(logits)], dim=1)
 
-    def judged(self, x: Tensor) -> Tensor:
-        """Sum of what was taken and seen, at half the side -> correction at the whole."""
-        correction: Tensor = self.tail(F.relu(self.hidden(F.relu(x))))
-        return correction
-
-    @staticmethod
-    def corrected(logits: Tensor, correction: Tensor) -> Tensor:
-        """The logits of both views with the correction, where there is suspicion."""
-        return torch.where(logits > SUSPICION, logits + correction, logits)
-
     def forward(self, image: Tensor, logits: Tensor, of_mirrored: Tensor, both: Tensor) -> Tensor:
         """Refined logits (B, 1, H, W).
 
@@ -161,10 +155,78 @@ class Refiner(nn.Module):
             logits, of_mirrored: (B, 1, H, W), see `shown`.
             both: their mean, the logits to be refined.
         """
-        x: Tensor | None = None
-        for take, feature in zip(reversed(self.take), reversed(self.trunk(image)), strict=True):
-            x = take(feature) if x is None else twice(x) + take(feature)
-        return self.corrected(both, self.judged(x + self.see(self.shown(logits, of_mirrored))))
+        half, *deeper = self.trunk(image)
+        deep = self.take[-1](deeper[-1])
+        for take, feature in zip(self.take[-2:0:-1], deeper[-2::-1], strict=True):
+            deep = twice(deep) + take(feature)
+        around = F.pad(deep, (0, 0, 1, 1), mode="replicate")
+        return self.corrected(around, half, logits, of_mirrored, both)
+
+    def judged(self, x: Tensor) -> Tensor:
+        """Sum of what was taken and seen of cells -> corrections of their `CELL` pixels."""
+        change: Tensor = self.tail(F.relu(self.hidden(F.relu(x))))
+        return change
+
+    def corrected(
+        self, around: Tensor, half: Tensor, logits: Tensor, of_mirrored: Tensor, both: Tensor
+    ) -> Tensor:
+        """The logits of both views with the correction, where there is suspicion.
+
+        Args:
+            around: (B, width, H / 4 + 2, W / 4), what was taken of all features but the finest,
+                with a row more above and below.
+            half: (B, C, H / 2, W / 2), the finest features.
+            logits, of_mirrored, both: as for `forward`.
+        """
+        shown = unshuffled(self.shown(logits, of_mirrored), 2)
+        cells = unshuffled(both, 2)
+        refined = []
+        for index, of_sample in enumerate(cells):
+            of_cells = of_sample.flatten(1)
+            suspect = (of_cells > SUSPICION).any(dim=0)
+            places = torch.arange(len(suspect), device=suspect.device)
+            if not is_static():
+                places = places[suspect]
+            if not len(places):
+                refined.append(of_sample)
+                continue
+            taken = self.take[0](_picked(half[index], places))
+            seen = self.see(_picked(shown[index], places))
+            x = _twice_at(places, around[index], cells.shape[3]) + taken + seen
+            change = self.judged(x)[0, :, 0]
+            mine = of_cells[:, places]
+            mine = torch.where(mine > SUSPICION, mine + change.to(mine), mine)
+            refined.append(of_cells.index_copy(1, places, mine).view_as(of_sample))
+        return shuffled(torch.stack(refined), 2)
+
+
+def _picked(x: Tensor, places: Tensor) -> Tensor:
+    """Some cells (1, C, 1, n) of a map (C, H, W)."""
+    return x.flatten(1).index_select(1, places)[None, :, None]
+
+
+def _twice_at(places: Tensor, around: Tensor, width: int) -> Tensor:
+    """What `twice` gives at some cells of its ``width`` columns, (1, C, 1, n).
+
+    Args:
+        places: (n,), numbers of cells, row by row.
+        around: (C, h + 2, w), the map with a row more above and below.
+    """
+    rows, columns = places // width, places % width
+    row, column = rows // 2 + 1, columns // 2
+    other_row = row - 1 + 2 * (rows % 2)
+    other_column = (column - 1 + 2 * (columns % 2)).clamp(0, around.shape[2] - 1)
+    across = around.shape[2]
+    own, beside, over, corner = (
+        _picked(around, y * across + x)
+        for y, x in (
+            (row, column),
+            (row, other_column),
+            (other_row, column),
+            (other_row, other_column),
+        )
+    )
+    return (9 * own + 3 * (beside + over) + corner) / 16
 
 
 def twice(x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ ALLOWED = {
     "device": {"ops"},
     "layers": {"ops"},
     "attention": {"ops", "layers"},
-    "refiner": {"backbones", "layers"},
+    "refiner": {"backbones", "layers", "ops"},
     "mask": {"ops", "layers", "refiner"},
     "tone": {"ops", "layers"},
     "denoise": set(),

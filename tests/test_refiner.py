@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from oldrestore.mask import DetectorConfig, ScratchDetector, agreed
+from oldrestore.ops import static_control_flow
 from oldrestore.refiner import SUSPICION, Refiner, over_cells, twice
 
 
@@ -12,7 +14,7 @@ def detector() -> ScratchDetector:
         torch.manual_seed(0)
         detector = ScratchDetector(DetectorConfig((4, 6, 8), (1, 1, 1), refiner=8)).eval()
         assert detector.refiner is not None
-        torch.nn.init.normal_(detector.refiner.tail[0].weight)
+        torch.nn.init.normal_(detector.refiner.tail.weight)
     return detector.requires_grad_(False)
 
 
@@ -40,6 +42,38 @@ def test_only_what_is_suspect_is_judged(detector: ScratchDetector) -> None:
     assert 0 < suspect.float().mean() < 1
     assert torch.equal(refined[~suspect], both[~suspect])
     assert (refined - both)[suspect].abs().mean() > 1e-3
+
+
+def test_it_is_what_its_layers_give_everywhere(detector: ScratchDetector) -> None:
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(2, 3, 48, 64, generator=generator) * 2 - 1
+    logits, both = torch.randn(2, 2, 1, 48, 64, generator=generator) * 4 + SUSPICION
+    refiner = detector.refiner
+    assert refiner is not None
+    with torch.inference_mode():
+        found = refiner(image, logits, logits.flip(-1), both)
+        x: Tensor = refiner.see(F.pixel_unshuffle(torch.cat([logits, logits], dim=1), 2))
+        for index, (take, feature) in enumerate(
+            zip(refiner.take, refiner.trunk(image), strict=True)
+        ):
+            wide = take(feature)
+            for _ in range(index):
+                wide = F.interpolate(wide, scale_factor=2, mode="bilinear", align_corners=False)
+            x = x + wide
+        change = F.pixel_shuffle(refiner.tail(F.relu(refiner.hidden(F.relu(x)))), 2)
+        expected = torch.where(both > SUSPICION, both + change, both)
+        with static_control_flow():  # no cell is left out
+            everywhere = refiner(image, logits, logits.flip(-1), both)
+    assert change.abs().max() > 0.1
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (everywhere - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_nothing_suspect_is_nothing_to_do(detector: ScratchDetector) -> None:
+    image, logits = torch.zeros(1, 3, 32, 32), torch.full((1, 1, 32, 32), SUSPICION - 1)
+    assert detector.refiner is not None
+    with torch.inference_mode():
+        assert torch.equal(detector.refiner(image, logits, logits, logits), logits)
 
 
 def test_an_untaught_refiner_changes_nothing() -> None:

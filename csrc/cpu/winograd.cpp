@@ -1,6 +1,7 @@
 // The Winograd convolution, compiled once per instruction set (OLDRESTORE_ISA names it).
 #include "winograd.hpp"
 
+#include "bottleneck_strip.hpp"
 #include "filters.hpp"
 #include "layout.hpp"
 #include "matrix_product.hpp"
@@ -351,6 +352,9 @@ const Kernels kernels = {
     plane_statistics,
     finish_plane,
     plane_gradient,
+    pack_product,
+    bottleneck_scratch,
+    bottleneck_strip,
 };
 }  // namespace OLDRESTORE_ISA
 

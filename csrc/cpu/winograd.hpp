@@ -122,6 +122,9 @@ struct Fingerprint {
   uint32_t words[64];
 };
 
+struct Bottleneck;  // see bottleneck.hpp
+struct BottleneckStrip;
+
 // What one instruction set offers. A `row` is a row of tiles, counted within the group, or of
 // pixels; an inner map is one that is_vector().
 struct Kernels {
@@ -176,6 +179,12 @@ struct Kernels {
                        float* out);
   void (*plane_gradient)(const float* gradient, const float* x, int64_t count, float mean,
                          float scale, float slope, float* out);
+
+  // See bottleneck_strip.hpp: a matrix (out, in) to padded out x in floats, the floats that a strip
+  // needs to work in, and the strip.
+  void (*pack_product)(const float* weight, int64_t out, int64_t in, float* packed);
+  int64_t (*bottleneck_scratch)(const Bottleneck& block);
+  void (*bottleneck_strip)(const Bottleneck& block, const BottleneckStrip& at, float* scratch);
 };
 
 }  // namespace oldrestore

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from oldrestore.ops import bottleneck as _bottleneck
 from oldrestore.ops import conv_norm_act as _conv_norm_act
 from oldrestore.ops import conv_rows as _conv_rows
 from oldrestore.ops import instance_norm_act as _instance_norm_act
@@ -14,6 +15,7 @@ from oldrestore.ops import patch_attention as _patch_attention
 from oldrestore.ops import residual_block as _residual_block
 from oldrestore.ops._dispatch import Backend, is_static, set_backend, static_control_flow
 from oldrestore.ops._native import forget_packed_weights, freed_memory_kept, map_of_rows
+from oldrestore.ops.bottleneck import bottleneck
 from oldrestore.ops.conv_norm_act import conv_norm_act
 from oldrestore.ops.conv_rows import BAND_ROWS, conv_rows
 from oldrestore.ops.instance_norm_act import instance_norm_act
@@ -24,6 +26,7 @@ from oldrestore.ops.residual_block import residual_block
 __all__ = [
     "BAND_ROWS",
     "available",
+    "bottleneck",
     "conv_norm_act",
     "conv_rows",
     "describe",
@@ -43,6 +46,7 @@ __all__ = [
 _OPERATIONS = {
     module.OPERATION.name: module.OPERATION
     for module in (
+        _bottleneck,
         _conv_norm_act,
         _conv_rows,
         _instance_norm_act,

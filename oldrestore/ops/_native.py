@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,13 +92,13 @@ def like(x: Tensor, channels: int | None = None) -> Tensor:
     shape = list(x.shape)
     if channels is not None:
         shape[1] = channels
-    return _empty(x, shape, memory_format(x))
+    return empty(x, shape, memory_format(x))
 
 
 def inner_map(x: Tensor, channels: int) -> Tensor:
     """An empty (B, H, W, padded C), as the core keeps what lies between two convolutions."""
     batch, _, height, width = x.shape
-    return _empty(x, [batch, height, width, padded(channels)], torch.contiguous_format)
+    return empty(x, [batch, height, width, padded(channels)], torch.contiguous_format)
 
 
 def map_of_rows(x: Tensor, rows: int) -> Tensor:
@@ -106,11 +106,13 @@ def map_of_rows(x: Tensor, rows: int) -> Tensor:
     shape = [*x.shape[:2], rows, x.shape[3]]
     if _dispatch.NATIVE is None or x.device.type != "cpu" or x.dtype != torch.float32:
         return torch.empty(shape, dtype=x.dtype, device=x.device)
-    return _empty(x, shape, torch.contiguous_format)
+    return empty(x, shape, torch.contiguous_format)
 
 
-def _empty(x: Tensor, shape: list[int], layout: torch.memory_format) -> Tensor:
-    """A float32 map, large ones in memory that the core keeps."""
+def empty(
+    x: Tensor, shape: Sequence[int], layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """A float32 map on the device of ``x``, large ones in memory that the core keeps."""
     out = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=layout)
     if out.numel() < _FEWEST_KEPT or type(x) is not Tensor:  # such as the compiler's fakes
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)

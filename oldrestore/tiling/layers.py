@@ -39,7 +39,7 @@ from oldrestore.ops.residual_block import INSTANCE_NORM_EPS
 from oldrestore.ops.streamed_attention import StreamedAttention
 from oldrestore.tiling.rows import LEAST_ROWS, Ledger, Rows, cell_by_cell, neighbourhood
 from oldrestore.tiling.scratch import Store, StoredMap
-from oldrestore.tiling.through import convolved, strided
+from oldrestore.tiling.through import convolved
 
 # of a band of the widest map: a layer holds several of them
 BAND_BYTES = 2**24
@@ -180,7 +180,7 @@ class LayerByLayer:
             )
             plain.requires_grad_(False)
             return cell_by_cell([convolved(plain, source, layer.backend)], PixelShuffle(2), scale=2)
-        return strided(conv, source)
+        return _strided(conv, source)
 
     # ---- the mapping and its attentions ---------------------------------------------------------
 
@@ -363,3 +363,27 @@ def _cells_of(mask: Rows, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         found.append((touched_cells(part, cells), damaged_cells(part, cells)))
     touched, damaged = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
     return touched, damaged
+
+
+def _strided(conv: nn.Conv2d | nn.ConvTranspose2d, source: Rows) -> Rows:
+    """A convolution of any size whose stride divides the map's sides."""
+    assert isinstance(conv, nn.Conv2d)
+    size, stride, padding = (int(x[0]) for x in (conv.kernel_size, conv.stride, conv.padding))
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    height, width = (
+        (side + 2 * padding - size) // stride + 1 for side in (source.height, source.width)
+    )
+    cursor = source.cursor()
+
+    def make(top: int, bottom: int) -> Tensor:
+        first, last = top * stride - padding, (bottom - 1) * stride - padding + size
+        above, below = max(0, -first), max(0, last - source.height)
+        keep_from = source.height if bottom == height else bottom * stride - padding
+        window = cursor.window(first + above, last - below, keep_from)
+        if above or below:
+            window = F.pad(window, (0, 0, above, below), mode=mode)
+        window = F.pad(window, (padding, padding, 0, 0), mode=mode)
+        return F.conv2d(window, conv.weight, conv.bias, conv.stride)
+
+    band = max(LEAST_ROWS, source.band // stride)
+    return Rows(height, width, make, band=band, ledger=source.ledger)

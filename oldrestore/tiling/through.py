@@ -28,7 +28,7 @@ from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
 from oldrestore.mask import ScratchDetector
 from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
-from oldrestore.refiner import TAPS, Bottleneck, Refiner
+from oldrestore.refiner import DEEP_PX, TAPS, Bottleneck, Refiner
 from oldrestore.tiling.rows import LEAST_ROWS, Rows, cell_by_cell, neighbourhood, next_from
 from oldrestore.vae import Decoder, Encoder
 
@@ -133,26 +133,55 @@ def logits_of(detector: ScratchDetector, ahead: Rows, image: Rows) -> Rows:
 
 @through.register
 def _(block: Bottleneck, source: Rows) -> Rows:
-    filtered = strided(block.filter, cell_by_cell([source], block.widened))
-    return cell_by_cell([filtered, *([source] if block.is_residual else [])], block.narrowed)
+    stride = block.stride
+    height, width = source.height // stride, source.width // stride
+    cursor = source.cursor()
+
+    def make(top: int, bottom: int) -> Tensor:
+        above, below = int(top > 0), int(stride == 1 and bottom < height)
+        keep_from = next_from(bottom * stride, 1, source.height)
+        window = cursor.window(top * stride - above, bottom * stride + below, keep_from)
+        out: Tensor = block(window, above, below)
+        source.ledger.work(window.nbytes + out.nbytes)
+        return out
+
+    band = max(LEAST_ROWS, source.band // stride)
+    return Rows(height, width, make, band=band, ledger=source.ledger)
 
 
 def refined(refiner: Refiner, image: Rows, logits: Rows, of_mirrored: Rows, both: Rows) -> Rows:
     """Logits of both views, as the refiner corrects them; see its ``forward``."""
     trunk = refiner.trunk
     stem = through(trunk.stem, cell_by_cell([image], trunk.normalised))
-    x, taken = cell_by_cell([stem], F.relu6), list[Rows]()
+    x, found = cell_by_cell([stem], F.relu6), list[Rows]()
     for index, block in enumerate(trunk.blocks):
         x = through(block, x)
         if index in TAPS:
-            taken.append(through(refiner.take[len(taken)], x))
-    deep = taken.pop()
-    while taken:
-        deep = added(twice(deep), taken.pop())
-    shown = cell_by_cell([logits, of_mirrored], refiner.shown)
-    sums = added(deep, through(refiner.see, shown))
-    correction = cell_by_cell([sums], refiner.judged, scale=2)
-    return cell_by_cell([correction, both], lambda change, x: refiner.corrected(x, change))
+            found.append(x)
+    half, *deeper = found
+    deep = through(refiner.take[-1], deeper[-1])
+    for take, feature in zip(refiner.take[-2:0:-1], deeper[-2::-1], strict=True):
+        deep = added(twice(deep), through(take, feature))
+    return _corrected(refiner, deep, half, logits, of_mirrored, both)
+
+
+def _corrected(refiner: Refiner, deep: Rows, half: Rows, *logits: Rows) -> Rows:
+    around, of_half, *of_logits = (source.cursor() for source in (deep, half, *logits))
+
+    def make(top: int, bottom: int) -> Tensor:
+        first, last = top // DEEP_PX, bottom // DEEP_PX
+        keep_from = next_from(last, 1, deep.height)
+        window = around.window(max(0, first - 1), min(deep.height, last + 1), keep_from)
+        above, below = int(first == 0), int(last == deep.height)
+        window = F.pad(window, (0, 0, above, below), mode="replicate")
+        features = of_half.window(top // 2, bottom // 2)
+        rows = [cursor.window(top, bottom) for cursor in of_logits]
+        out: Tensor = refiner.corrected(window, features, *rows)
+        deep.ledger.work(window.nbytes + features.nbytes + 4 * out.nbytes)
+        return out
+
+    both = logits[-1]
+    return Rows(both.height, both.width, make, band=both.band, ledger=deep.ledger, step=DEEP_PX)
 
 
 def twice(source: Rows) -> Rows:
@@ -242,27 +271,3 @@ def convolved(
     return neighbourhood(
         source, add, 1, padding=_ROW_PADDING[padding], step=BAND_ROWS, residual=residual
     )
-
-
-def strided(conv: nn.Conv2d | nn.ConvTranspose2d, source: Rows) -> Rows:
-    """A convolution of any size whose stride divides the map's sides."""
-    assert isinstance(conv, nn.Conv2d)
-    size, stride, padding = (int(x[0]) for x in (conv.kernel_size, conv.stride, conv.padding))
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    height, width = (
-        (side + 2 * padding - size) // stride + 1 for side in (source.height, source.width)
-    )
-    cursor = source.cursor()
-
-    def make(top: int, bottom: int) -> Tensor:
-        first, last = top * stride - padding, (bottom - 1) * stride - padding + size
-        above, below = max(0, -first), max(0, last - source.height)
-        keep_from = source.height if bottom == height else bottom * stride - padding
-        window = cursor.window(first + above, last - below, keep_from)
-        if above or below:
-            window = F.pad(window, (0, 0, above, below), mode=mode)
-        window = F.pad(window, (padding, padding, 0, 0), mode=mode)
-        return F.conv2d(window, conv.weight, conv.bias, conv.stride, groups=conv.groups)
-
-    band = max(LEAST_ROWS, source.band // stride)
-    return Rows(height, width, make, band=band, ledger=source.ledger)

@@ -285,18 +285,15 @@ def _put(network: nn.Sequential, refiner: Refiner, mean: Tensor, std: Tensor) ->
     """What was learnt of standardised features, as the refiner's layers."""
     first, second, last = (layer for layer in network if isinstance(layer, nn.Linear))
     weight = first.weight / std
-    see, tail = refiner.see[1], refiner.tail[0]
-    assert isinstance(see, nn.Conv2d)
-    assert isinstance(tail, nn.Conv2d)
-    layers = [layer for layer in refiner.take if isinstance(layer, nn.Conv2d)] + [see]
+    layers = [layer for layer in (*refiner.take, refiner.see) if isinstance(layer, nn.Conv2d)]
     parts = torch.split(weight, [layer.in_channels for layer in layers], dim=1)
     for layer, part in zip(layers, parts, strict=True):
         assert layer.bias is not None
         layer.weight.copy_(part[:, :, None, None])
         layer.bias.zero_()
-    assert see.bias is not None
-    see.bias.copy_(first.bias - weight @ mean)
-    for conv, linear in ((refiner.hidden, second), (tail, last)):
+    assert refiner.see.bias is not None
+    refiner.see.bias.copy_(first.bias - weight @ mean)
+    for conv, linear in ((refiner.hidden, second), (refiner.tail, last)):
         assert conv.bias is not None
         conv.weight.copy_(linear.weight[:, :, None, None])
         conv.bias.copy_(linear.bias)

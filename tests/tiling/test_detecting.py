@@ -55,7 +55,7 @@ def detector(request: pytest.FixtureRequest) -> ScratchDetector:
         torch.manual_seed(0)
         detector = ScratchDetector(DetectorConfig(refiner=request.param)).eval()
         if detector.refiner is not None:
-            torch.nn.init.normal_(detector.refiner.tail[0].weight, std=0.1)
+            torch.nn.init.normal_(detector.refiner.tail.weight, std=0.1)
         return detector
 
 

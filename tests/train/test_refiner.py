@@ -101,8 +101,8 @@ def test_what_is_learnt_of_standardised_features_is_what_the_refiner_does() -> N
     parts = torch.split(seen.float().T[None, :, :, None], [*refiner.trunk.widths, 8], dim=1)
     with torch.no_grad():
         sums = [take(x) for take, x in zip(refiner.take, parts, strict=False)]
-        change = refiner.judged(sum(sums) + refiner.see[1](parts[-1]))
-    cell = change.reshape(4000, 2, 2).flatten(1)
+        change = refiner.judged(sum(sums) + refiner.see(parts[-1]))
+    cell = change[0, :, :, 0].T
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits + cell, labels)
     assert float(loss) == pytest.approx(report["after"], abs=1e-4)
 
