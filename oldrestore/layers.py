@@ -320,7 +320,7 @@ def _product(layer: nn.Conv2d, x: Tensor) -> Tensor:
     out = torch.matmul(layer.weight.flatten(1), pixels)[..., :count]
     if layer.bias is not None:
         out += layer.bias[:, None]
-    return out.reshape(len(x), -1, *x.shape[2:])
+    return out.reshape(len(x), len(layer.weight), *x.shape[2:])
 
 
 class Upsample(nn.Sequential):

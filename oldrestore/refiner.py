@@ -7,6 +7,8 @@ et al., CVPR 2018), which stay as they are, and learns a correction of the logit
 and from the logits themselves.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +29,7 @@ STEM_CHANNELS = 32
 TAPS = (0, 2, 5, 12)  # MobileNetV2's last blocks at each scale from 1/2 to 1/16 of the side
 CELL_PX = 16  # sides of what it is shown are multiples of this
 CELL = 4  # pixels that are judged together
-DEEP_PX = 4  # of a cell of the second finest features
+CELLS_AT_ONCE = 8192  # whose sums are in memory together
 SUSPICION = -6.0  # logit above which a pixel is judged: a probability of about 0.0025
 
 
@@ -155,12 +157,9 @@ class Refiner(nn.Module):
             logits, of_mirrored: (B, 1, H, W), see `shown`.
             both: their mean, the logits to be refined.
         """
-        half, *deeper = self.trunk(image)
-        deep = self.take[-1](deeper[-1])
-        for take, feature in zip(self.take[-2:0:-1], deeper[-2::-1], strict=True):
-            deep = twice(deep) + take(feature)
-        around = F.pad(deep, (0, 0, 1, 1), mode="replicate")
-        return self.corrected(around, half, logits, of_mirrored, both)
+        half, quarter, *deeper = self.trunk(image)
+        deep = twice(self.take[3](deeper[1])) + self.take[2](deeper[0])
+        return self.corrected(deep, quarter, half, logits, of_mirrored, both)
 
     def judged(self, x: Tensor) -> Tensor:
         """Sum of what was taken and seen of cells -> corrections of their `CELL` pixels."""
@@ -168,65 +167,114 @@ class Refiner(nn.Module):
         return change
 
     def corrected(
-        self, around: Tensor, half: Tensor, logits: Tensor, of_mirrored: Tensor, both: Tensor
+        self,
+        deep: Tensor,
+        quarter: Tensor,
+        half: Tensor,
+        logits: Tensor,
+        of_mirrored: Tensor,
+        both: Tensor,
+        *,
+        above: int = 0,
+        below: int = 0,
     ) -> Tensor:
         """The logits of both views with the correction, where there is suspicion.
 
+        Of some rows of a photo, where ``deep`` and ``quarter`` have a row ``above`` and ``below``
+        more (0 or 1), if they do not end there.
+
         Args:
-            around: (B, width, H / 4 + 2, W / 4), what was taken of all features but the finest,
-                with a row more above and below.
-            half: (B, C, H / 2, W / 2), the finest features.
+            deep: (B, width, H / 8, W / 8), what was taken of the two coarsest features.
+            quarter, half: (B, C, H / 4, W / 4) and (B, C', H / 2, W / 2), the finest features.
             logits, of_mirrored, both: as for `forward`.
         """
         shown = unshuffled(self.shown(logits, of_mirrored), 2)
         cells = unshuffled(both, 2)
-        refined = []
+        suspect = (cells > SUSPICION).any(dim=1)
+        refined = torch.empty_like(cells)
         for index, of_sample in enumerate(cells):
-            of_cells = of_sample.flatten(1)
-            suspect = (of_cells > SUSPICION).any(dim=0)
-            places = torch.arange(len(suspect), device=suspect.device)
-            if not is_static():
-                places = places[suspect]
-            if not len(places):
-                refined.append(of_sample)
-                continue
-            taken = self.take[0](_picked(half[index], places))
-            seen = self.see(_picked(shown[index], places))
-            x = _twice_at(places, around[index], cells.shape[3]) + taken + seen
-            change = self.judged(x)[0, :, 0]
-            mine = of_cells[:, places]
-            mine = torch.where(mine > SUSPICION, mine + change.to(mine), mine)
-            refined.append(of_cells.index_copy(1, places, mine).view_as(of_sample))
-        return shuffled(torch.stack(refined), 2)
+            maps = (deep[index], quarter[index], half[index], shown[index])
+            refined[index] = self._corrected(of_sample, suspect[index], *maps, above, below)
+        return shuffled(refined, 2)
+
+    def _corrected(
+        self,
+        cells: Tensor,
+        suspect: Tensor,
+        deep: Tensor,
+        quarter: Tensor,
+        half: Tensor,
+        shown: Tensor,
+        above: int,
+        below: int,
+    ) -> Tensor:
+        """The cells (4, h, w) of one sample, corrected where they are ``suspect``, (h, w)."""
+        places = _places(suspect)
+        # what a cell sees of the quarter: its own there, and those next to it
+        around = F.max_pool2d(suspect[None].float(), 2)
+        around = F.max_pool2d(F.pad(around, (0, 0, above, below)), 3, stride=1, padding=1)
+        seen_at = _places(around > 0)
+        number = torch.zeros(around.numel(), dtype=torch.long, device=around.device)
+        number[seen_at] = torch.arange(len(seen_at), device=around.device)
+        of_quarter = cells.new_empty(len(self.hidden.weight), len(seen_at))
+        for start in range(0, len(seen_at), CELLS_AT_ONCE):
+            some_at = seen_at[start : start + CELLS_AT_ONCE]
+            rows, columns = some_at // quarter.shape[2] + above, some_at % quarter.shape[2]
+            wide = _twice_at(rows, columns, deep.flatten(1), deep.shape[1:])
+            taken = self.take[1](_picked(quarter.flatten(1), some_at))
+            of_quarter[:, start : start + CELLS_AT_ONCE] = (wide + taken)[0, :, 0]
+        out = cells.flatten(1).clone()
+        for start in range(0, len(places), CELLS_AT_ONCE):
+            some_at = places[start : start + CELLS_AT_ONCE]
+            rows, columns = some_at // half.shape[2] + 2 * above, some_at % half.shape[2]
+            x = _twice_at(rows, columns, of_quarter, quarter.shape[1:], number)
+            x = x + self.take[0](_picked(half.flatten(1), some_at))
+            x = x + self.see(_picked(shown.flatten(1), some_at))
+            mine = out[:, some_at]
+            change = self.judged(x)[0, :, 0].to(mine)
+            out[:, some_at] = torch.where(mine > SUSPICION, mine + change, mine)
+        return out.view_as(cells)
+
+
+def _places(chosen: Tensor) -> Tensor:
+    """The numbers of the cells that are chosen; of all where control flow has to be static."""
+    flat = chosen.flatten()
+    if is_static():
+        return torch.arange(len(flat), device=flat.device)
+    return flat.nonzero()[:, 0]
 
 
 def _picked(x: Tensor, places: Tensor) -> Tensor:
-    """Some cells (1, C, 1, n) of a map (C, H, W)."""
-    return x.flatten(1).index_select(1, places)[None, :, None]
+    """Some columns (1, C, 1, n) of (C, k)."""
+    return x.index_select(1, places)[None, :, None]
 
 
-def _twice_at(places: Tensor, around: Tensor, width: int) -> Tensor:
-    """What `twice` gives at some cells of its ``width`` columns, (1, C, 1, n).
+def _twice_at(
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    size: Sequence[int],
+    number: Tensor | None = None,
+) -> Tensor:
+    """What `twice` gives at some cells, (1, C, 1, n).
 
     Args:
-        places: (n,), numbers of cells, row by row.
-        around: (C, h + 2, w), the map with a row more above and below.
+        rows, columns: (n,), where they lie in the doubled map.
+        values: (C, k), columns of the map, one for each of its cells or for some.
+        size: height and width of the map.
+        number: (height * width,), which column a cell has; None: cells are numbered row by row.
     """
-    rows, columns = places // width, places % width
-    row, column = rows // 2 + 1, columns // 2
-    other_row = row - 1 + 2 * (rows % 2)
-    other_column = (column - 1 + 2 * (columns % 2)).clamp(0, around.shape[2] - 1)
-    across = around.shape[2]
-    own, beside, over, corner = (
-        _picked(around, y * across + x)
-        for y, x in (
-            (row, column),
-            (row, other_column),
-            (other_row, column),
-            (other_row, other_column),
-        )
-    )
-    return (9 * own + 3 * (beside + over) + corner) / 16
+    height, width = size
+    row, column = rows // 2, columns // 2
+    other_row = (row - 1 + 2 * (rows % 2)).clamp(0, height - 1)
+    other_column = (column - 1 + 2 * (columns % 2)).clamp(0, width - 1)
+
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        places = row * width + column
+        return _picked(values, places if number is None else number[places])
+
+    beside, over = at(row, other_column), at(other_row, column)
+    return (9 * at(row, column) + 3 * (beside + over) + at(other_row, other_column)) / 16
 
 
 def twice(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from oldrestore.mapping import CELL_PX, STRIDE_PX, MappingNetwork
 from oldrestore.mask import ScratchDetector
 from oldrestore.networks import Networks
 from oldrestore.ops import BAND_ROWS, conv_rows, fastest
-from oldrestore.refiner import DEEP_PX, TAPS, Bottleneck, Refiner
+from oldrestore.refiner import TAPS, Bottleneck, Refiner
 from oldrestore.tiling.rows import LEAST_ROWS, Rows, cell_by_cell, neighbourhood, next_from
 from oldrestore.vae import Decoder, Encoder
 
@@ -158,30 +158,34 @@ def refined(refiner: Refiner, image: Rows, logits: Rows, of_mirrored: Rows, both
         x = through(block, x)
         if index in TAPS:
             found.append(x)
-    half, *deeper = found
-    deep = through(refiner.take[-1], deeper[-1])
-    for take, feature in zip(refiner.take[-2:0:-1], deeper[-2::-1], strict=True):
-        deep = added(twice(deep), through(take, feature))
-    return _corrected(refiner, deep, half, logits, of_mirrored, both)
+    half, quarter, *deeper = found
+    coarsest = twice(through(refiner.take[3], deeper[1]))
+    deep = added(coarsest, through(refiner.take[2], deeper[0]))
+    return _corrected(refiner, deep, quarter, half, logits, of_mirrored, both)
 
 
-def _corrected(refiner: Refiner, deep: Rows, half: Rows, *logits: Rows) -> Rows:
-    around, of_half, *of_logits = (source.cursor() for source in (deep, half, *logits))
+def _corrected(refiner: Refiner, *maps: Rows) -> Rows:
+    """What the refiner makes of its maps; see its ``corrected``."""
+    both = maps[-1]
+    cursors = [source.cursor() for source in maps]
 
     def make(top: int, bottom: int) -> Tensor:
-        first, last = top // DEEP_PX, bottom // DEEP_PX
-        keep_from = next_from(last, 1, deep.height)
-        window = around.window(max(0, first - 1), min(deep.height, last + 1), keep_from)
-        above, below = int(first == 0), int(last == deep.height)
-        window = F.pad(window, (0, 0, above, below), mode="replicate")
-        features = of_half.window(top // 2, bottom // 2)
-        rows = [cursor.window(top, bottom) for cursor in of_logits]
-        out: Tensor = refiner.corrected(window, features, *rows)
-        deep.ledger.work(window.nbytes + features.nbytes + 4 * out.nbytes)
+        above, below = int(top > 0), int(bottom < both.height)
+        windows = []
+        for source, cursor in zip(maps, cursors, strict=True):
+            px = both.height // source.height
+            first, last = top // px, bottom // px
+            if px > 2:  # of which the neighbours are seen too
+                keep_from = next_from(last, 1, source.height)
+                windows.append(cursor.window(first - above, last + below, keep_from))
+            else:
+                windows.append(cursor.window(first, last))
+        out = refiner.corrected(*windows, above=above, below=below)
+        both.ledger.work(sum(window.nbytes for window in windows) + 2 * out.nbytes)
         return out
 
-    both = logits[-1]
-    return Rows(both.height, both.width, make, band=both.band, ledger=deep.ledger, step=DEEP_PX)
+    step = both.height // maps[0].height
+    return Rows(both.height, both.width, make, band=both.band, ledger=both.ledger, step=step)
 
 
 def twice(source: Rows) -> Rows:

@@ -211,9 +211,9 @@ def refiner(
     backbone: Path,
     old: list[Path] | None = None,
     textures: Path | None = None,
-    crops: int = 3000,
+    crops: int = 3600,
     batches: int = 4000,
-    width: int = 64,
+    width: int = 192,
     flags: Any = None,
 ) -> None:
     """Give a detector a refiner, which sees the photo through MobileNetV2; prints JSON.

@@ -32,7 +32,7 @@ CELLS_A_CROP = 800
 BATCH = 2048  # cells
 LR = 2e-3
 WEIGHT_DECAY = 0.05
-DROPOUT = 0.2
+DROPOUT = 0.4
 LEAST_STD = 0.05  # of a feature: what hardly changes is not blown up
 
 
@@ -52,11 +52,14 @@ class Cells:
     def __len__(self) -> int:
         return len(self.seen)
 
-    @classmethod
-    def joined(cls, parts: Sequence["Cells"]) -> "Cells":
-        """All cells of several."""
-        tensors = zip(*((x.seen, x.logits, x.labels, x.weights) for x in parts), strict=True)
-        return cls(*(torch.cat(some) for some in tensors))
+    def put(self, start: int, some: "Cells") -> None:
+        """Write ``some`` over these from ``start`` on."""
+        for name, values in vars(some).items():
+            getattr(self, name)[start : start + len(some)] = values
+
+    def first(self, count: int) -> "Cells":
+        """The first ones."""
+        return Cells(*(values[:count] for values in vars(self).values()))
 
 
 def refine(
@@ -161,11 +164,21 @@ def gather(
     """
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = batches(samples, replace(settings, batch=AT_ONCE, steps=-(-crops // AT_ONCE)))
-    found = [_suspects(detector, refiner, batch, settings, generator) for batch in drawn]
-    gathered = Cells.joined(found)
-    if not len(gathered):
+    # room for all from the start: small parts kept among large maps would leave gaps between those
+    widths = (sum(refiner.trunk.widths) + refiner.see.in_channels, CELL, CELL, CELL)
+    most = -(-crops // AT_ONCE) * AT_ONCE * CELLS_A_CROP
+    gathered = Cells(
+        torch.empty(most, widths[0], dtype=torch.float16),
+        *(torch.empty(most, width) for width in widths[1:]),
+    )
+    count = 0
+    for batch in drawn:
+        for part in _suspects(detector, refiner, batch, settings, generator):
+            gathered.put(count, part)
+            count += len(part)
+    if not count:
         raise ValueError(f"crops: nothing suspect in {crops} of them; take more, or more damage")
-    return gathered
+    return gathered.first(count)
 
 
 def _suspects(
@@ -174,7 +187,7 @@ def _suspects(
     batch: Batch,
     settings: MaskSettings,
     generator: torch.Generator,
-) -> Cells:
+) -> Iterator[Cells]:
     image = batch["degraded"]
     logits, of_mirrored = (detector.at_two_scales(x) for x in (image, image.flip(-1)))
     both = agreed(logits, of_mirrored)
@@ -191,17 +204,13 @@ def _suspects(
             maps[index] = twice(maps[index])
     maps.append(unshuffled(refiner.shown(logits, of_mirrored.half()), 2))
     seen = torch.cat(maps, dim=1)
-    parts = []
     for one in range(len(image)):
         logits_of, labels, counts = (
             unshuffled(x[one, None].float(), 2)[0].flatten(1).T for x in (both, shows, teaches)
         )
         features = seen[one].flatten(1)
-        parts += [
-            Cells(features[:, some].T.half(), logits_of[some], labels[some], weights)
-            for some, weights in _chosen(labels * counts, counts, generator)
-        ]
-    return Cells.joined(parts)
+        for some, weights in _chosen(labels * counts, counts, generator):
+            yield Cells(features[:, some].T.half(), logits_of[some], labels[some], weights)
 
 
 def _chosen(
