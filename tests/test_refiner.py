@@ -1,3 +1,5 @@
+from importlib import resources
+
 import pytest
 import torch
 from torch import Tensor
@@ -96,3 +98,8 @@ def test_the_trunk_is_not_taught() -> None:
     learnt = {name for name, x in refiner.named_parameters() if x.requires_grad}
     assert learnt
     assert not any(name.startswith("trunk.") for name in learnt)
+
+
+def test_the_notice_for_the_trunks_weights_comes_with_the_package() -> None:
+    notice = resources.files("oldrestore") / "weights" / "LICENSE-torchvision"
+    assert "Copyright (c) Soumith Chintala 2016" in notice.read_text(encoding="utf-8")
