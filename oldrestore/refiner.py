@@ -29,7 +29,7 @@ STEM_CHANNELS = 32
 TAPS = (0, 2, 5, 12)  # MobileNetV2's last blocks at each scale from 1/2 to 1/16 of the side
 CELL_PX = 16  # sides of what it is shown are multiples of this
 CELL = 4  # pixels that are judged together
-CELLS_AT_ONCE = 8192  # whose sums are in memory together
+CELLS_AT_ONCE = 1024  # whose sums are in memory together: a few MB
 SUSPICION = -6.0  # logit above which a pixel is judged: a probability of about 0.0025
 
 

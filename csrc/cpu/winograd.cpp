@@ -1,4 +1,5 @@
-// The Winograd convolution, compiled once per instruction set (OLDRESTORE_ISA names it).
+// The Winograd convolution, and the strip of a bottleneck, which shares its products: compiled once
+// per instruction set (OLDRESTORE_ISA names it).
 #include "winograd.hpp"
 
 #include "bottleneck_strip.hpp"

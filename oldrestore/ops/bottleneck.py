@@ -84,7 +84,8 @@ def bottleneck(
     if is_residual and (stride != 1 or len(narrow) != channels_in):
         raise ValueError("is_residual: expected stride 1 and as many channels as x has")
     parameters = (widen, widen_bias, filters, filter_bias, narrow, narrow_bias)
-    chosen = OPERATION.choose(backend, x.device, x, *parameters, stride=stride, above=above + below)
+    rows = x.shape[2] - above - below
+    chosen = OPERATION.choose(backend, x.device, x, *parameters, stride=stride, rows=rows)
     return chosen.run(
         x, *parameters, stride=stride, is_residual=is_residual, above=above, below=below
     )
@@ -145,12 +146,12 @@ def _cpp(
     return out
 
 
-def _unsupported(x: Tensor, *parameters: Tensor | None, stride: int, above: int) -> str | None:
+def _unsupported(x: Tensor, *parameters: Tensor | None, stride: int, rows: int) -> str | None:
     if _dispatch.needs_gradient(x, *parameters):
         return "has no gradient"
     if torch.compiler.is_compiling():
         return "is not known to the compiler"
-    if (x.shape[2] - above) % stride or x.shape[3] % stride:
+    if rows % stride or x.shape[3] % stride:
         return f"takes sides that are multiples of the stride, {stride}"
     return _native.unsupported(x)
 

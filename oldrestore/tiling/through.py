@@ -181,7 +181,9 @@ def _corrected(refiner: Refiner, *maps: Rows) -> Rows:
             else:
                 windows.append(cursor.window(first, last))
         out = refiner.corrected(*windows, above=above, below=below)
-        both.ledger.work(sum(window.nbytes for window in windows) + 2 * out.nbytes)
+        # the sums at the quarter, where everything is suspect
+        at_work = windows[1][0, 0].nbytes * refiner.hidden.in_channels
+        both.ledger.work(sum(window.nbytes for window in windows) + 2 * out.nbytes + at_work)
         return out
 
     step = both.height // maps[0].height
